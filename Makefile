@@ -1,0 +1,26 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check lint clean
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+
+help:  ## say what can be made
+	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+setup:  ## install what is missing and make .venv (the others call it)
+	@tests/matrix/setup.sh
+
+demo: setup  ## mount a real musl guest on a real folding volume and look around in it
+	@$(BIN)/python -m tests.matrix.demo
+
+lint: setup  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+check: lint  ## everything that must hold: lint, then the tests
+	$(BIN)/pytest
+
+clean:  ## remove .venv, caches and build output; the guest root's cache stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
