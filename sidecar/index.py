@@ -1,0 +1,402 @@
+"""One directory's index: which guest name is stored under which name.
+
+An index is what was read of a directory on a volume that is not transparent. It is a cache of
+*spellings* and never of existence: every answer is checked against the volume, so a stale index
+can cost a second look, not a wrong answer that lasts. It is read again when the directory's times
+moved, and, while these are too young to prove anything (volumes count in steps of up to two
+seconds), at least once a second.
+
+Its file (`.elfuse_case_index`, rows `hex TAB token LF`) holds the names that no escape can hold.
+A row is written before its object and taken away after it. A malformed row makes the directory
+answer EIO; it is never read as empty.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
+
+from attrs import define, field, frozen
+
+from sidecar import escape, linux
+from sidecar.linux import Stat
+from sidecar.look import attributes
+from sidecar.naming import (
+    HELPER_NAMES,
+    INDEX_FILE,
+    Kind,
+    Policy,
+    candidates,
+    escape_fits,
+    fits,
+    is_reserved,
+    is_token,
+)
+from sidecar.volume import Traits
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TRUST_NS: Final = 1_000_000_000
+"""How long, in nanoseconds, an index is believed while its directory's times are young."""
+QUIET_NS: Final = 3_000_000_000
+"""Times older than this at the scan cannot hide a later change (exFAT counts in 2 s steps)."""
+LOCK_TIMEOUT: Final = 5.0
+"""Seconds to wait for another mount that is naming something in the same directory."""
+
+# What volumes answer for a name that they cannot hold; measured in docs/VOLUMES.md.
+UNSTORABLE: Final = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ENOTSUP})
+
+
+class DamagedIndex(OSError):
+    """An index file has a malformed row: EIO, with the reason in the message."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EIO, why)
+
+
+@frozen(slots=True)
+class Entry:
+    """A guest name that exists: the stored name, what that is to it, and its attributes."""
+
+    stored: bytes
+    kind: Kind
+    stat: Stat
+    door: bool
+
+
+def look(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
+    """What `look.attributes` says of the entry *name*, or None where there is none.
+
+    A name that the volume cannot hold is simply not there. Every other failure is raised.
+    """
+    try:
+        return attributes(dirfd, name)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in UNSTORABLE:
+            return None
+        raise
+
+
+def parse_rows(data: bytes) -> dict[bytes, bytes]:
+    """Guest name -> token, from the bytes of an index file.
+
+    Raises `DamagedIndex` for anything that is not a row. A last line without its line feed is
+    damage as well: rows are written whole.
+    """
+    rows: dict[bytes, bytes] = {}
+    if not data:
+        return rows
+    if not data.endswith(b"\n"):
+        raise DamagedIndex("the last row is cut off")
+    for number, line in enumerate(data[:-1].split(b"\n"), 1):
+        digits, tab, stored = line.partition(b"\t")
+        try:
+            name = bytes.fromhex(digits.decode("ascii"))
+        except ValueError:
+            name = b""
+        legal = 0 < len(name) <= 255 and b"/" not in name and b"\0" not in name
+        if not (tab and legal and len(digits) == 2 * len(name) and is_token(stored)):
+            raise DamagedIndex(f"row {number} is malformed")
+        if name in (b".", b".."):
+            raise DamagedIndex(f"row {number} names a dot entry")
+        rows[name] = stored
+    return rows
+
+
+def format_rows(rows: dict[bytes, bytes]) -> bytes:
+    """The bytes of an index file with *rows*, in the order of the names."""
+    lines = (b"%s\t%s\n" % (name.hex().encode(), rows[name]) for name in sorted(rows))
+    return b"".join(lines)
+
+
+@define(slots=True)
+class DirectoryIndex:
+    """What is known of the spellings in one directory. Descriptors are borrowed per call."""
+
+    traits: Traits
+    policy: Policy
+    names: set[bytes] = field(factory=set)
+    rows: dict[bytes, bytes] = field(factory=dict)
+    _claims: set[bytes] = field(factory=set)
+    _stamp: tuple[int, int] | None = None
+    _scanned: int = 0
+    _quiet: bool = False
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def _valid(self, dirfd: int) -> bool:
+        if self._stamp is None:
+            return False
+        now = os.fstat(dirfd)
+        if (now.st_mtime_ns, now.st_ctime_ns) != self._stamp:
+            return False
+        return self._quiet or time.monotonic_ns() - self._scanned < TRUST_NS
+
+    def scan(self, dirfd: int) -> None:
+        """Read the directory, and its index file where it has one.
+
+        Raises OSError as the volume does, `DamagedIndex` for a malformed index file.
+        """
+        before = os.fstat(dirfd)
+        self._stamp = None
+        reading = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dirfd)
+        try:
+            with os.scandir(reading) as entries:
+                names = {os.fsencode(entry.name) for entry in entries}
+        finally:
+            os.close(reading)
+        self.rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
+        self.names = names
+        self._claims.clear()
+        newest = max(before.st_mtime_ns, before.st_ctime_ns)
+        self._quiet = time.time_ns() - newest > QUIET_NS + self.traits.time_step_ns
+        self._stamp = (before.st_mtime_ns, before.st_ctime_ns)
+        self._scanned = time.monotonic_ns()
+
+    @property
+    def _serves(self) -> bool:
+        # Under the portable policy a volume that holds every escape has no use for an index
+        # file, and a guest's file of that name is an ordinary one there (frozen vector).
+        return self.policy is Policy.NATURAL or self.traits.name_unit == "bytes"
+
+    def _read_rows(self, dirfd: int) -> dict[bytes, bytes]:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(INDEX_FILE, flags, dir_fd=dirfd)
+        except FileNotFoundError:
+            return {}
+        with open(fd, "rb") as file:
+            data = file.read()
+        try:
+            return parse_rows(data)
+        except DamagedIndex as damage:
+            log.error("damaged index file: %s; its directory answers EIO", damage.strerror)
+            raise
+
+    def refresh(self, dirfd: int) -> None:
+        """Scan the directory unless what is known still holds."""
+        if not self._valid(dirfd):
+            self.scan(dirfd)
+
+    def _spelled(self, dirfd: int, stored: bytes) -> bool:
+        """Whether an entry that answers to *stored* is spelled exactly so."""
+        if not self.traits.needs_spelling or stored in self.names:
+            return True
+        if stored in self._claims:
+            return False
+        self.scan(dirfd)
+        if stored in self.names:
+            return True
+        self._claims.add(stored)
+        return False
+
+    def find(self, dirfd: int, name: bytes) -> tuple[Entry | None, bool]:
+        """The entry for guest *name*, and whether its literal slot is held by another spelling.
+
+        Order of reading: the exact literal name, the escape, the index row.
+        """
+        self.refresh(dirfd)
+        claimed = False
+        if not (is_reserved(name) and self._reserves(name)):
+            seen = look(dirfd, name)
+            if seen is not None:
+                if self._spelled(dirfd, name):
+                    return Entry(name, Kind.LITERAL, *seen), False
+                claimed = True
+        if escape_fits(name, self.traits):
+            stored = escape.encode(name)
+            seen = look(dirfd, stored)
+            if seen is not None and self._spelled(dirfd, stored):
+                return Entry(stored, Kind.ESCAPE, *seen), claimed
+        row = self.rows.get(name)
+        if row is not None:
+            seen = look(dirfd, row)
+            if seen is not None:
+                return Entry(row, Kind.TOKEN, *seen), claimed
+        return None, claimed
+
+    def _reserves(self, name: bytes) -> bool:
+        return self._serves or name not in HELPER_NAMES
+
+    def listing(self, dirfd: int) -> list[tuple[bytes, bytes]]:
+        """Every (guest name, stored name) of the directory, in no order."""
+        self.refresh(dirfd)
+        tokens = {stored: name for name, stored in self.rows.items()}
+        found = []
+        for stored in self.names:
+            if stored in HELPER_NAMES and self._serves:
+                continue
+            if is_token(stored):
+                # A token without a row has lost its name: it is reported by `check`, never shown.
+                if stored in tokens:
+                    found.append((tokens[stored], stored))
+                continue
+            name = escape.decode(stored)
+            if name is None:
+                found.append((stored, stored))
+            elif name not in self.names or is_reserved(name):
+                found.append((name, stored))
+        return found
+
+    def only_helpers(self, dirfd: int) -> list[bytes] | None:
+        """The helper names to remove before rmdir, or None where the guest sees an entry."""
+        self.scan(dirfd)
+        if self.listing(dirfd):
+            return None
+        return [name for name in self.names if name in HELPER_NAMES]
+
+    # --- naming ------------------------------------------------------------------------------
+
+    def lock(self, dirfd: int) -> AbstractContextManager[object]:
+        """Hold the directory against other mounts that name something in it.
+
+        Such volumes have no rename that refuses to replace, so check and rename are two calls;
+        the lock is the kernel's and ends with the process. EBUSY after `LOCK_TIMEOUT` seconds.
+        """
+        return _Held(dirfd)
+
+    def store(
+        self, dirfd: int, name: bytes, make: Callable[[bytes], T], *, exclusive: bool = True
+    ) -> tuple[bytes, T]:
+        """Make a new guest *name*: call *make* with the stored names that it may get, in turn.
+
+        *make* creates exclusively (EEXIST where the slot is held). For an operation that would
+        replace (a rename), pass ``exclusive=False``: the slot is then looked at first, under the
+        directory's lock. The caller has seen that *name* does not exist and holds the lock.
+        Returns the stored name and what *make* returned. Raises FileExistsError if no slot is
+        free, otherwise the volume's own error.
+        """
+        last: OSError = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        for kind, stored in candidates(name, self.traits, self.policy):
+            if not fits(stored, self.traits):
+                last = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                continue
+            if kind is Kind.TOKEN:
+                if any(row == stored and owner != name for owner, row in self.rows.items()):
+                    continue
+                self._write_rows(dirfd, add=(name, stored))
+            try:
+                if not exclusive and look(dirfd, stored) is not None:
+                    continue
+                made = make(stored)
+            except FileExistsError as error:
+                last = error
+                continue
+            except OSError as error:
+                if kind is Kind.LITERAL and error.errno in UNSTORABLE:
+                    last = error
+                    continue
+                raise
+            self.added(dirfd, stored)
+            return stored, made
+        raise last
+
+    def added(self, dirfd: int, stored: bytes) -> None:
+        """Note that the entry *stored* was made through this index."""
+        self.names.add(stored)
+        self._restamp(dirfd)
+
+    def removed(self, dirfd: int, stored: bytes) -> None:
+        """Note that the entry *stored* went away, and drop its row."""
+        self.names.discard(stored)
+        for name, row in list(self.rows.items()):
+            if row == stored:
+                self._write_rows(dirfd, drop=name)
+        self._restamp(dirfd)
+
+    def _restamp(self, dirfd: int) -> None:
+        # The age of the scan stays: a foreign change in the same step is found within a second.
+        self._claims.clear()
+        if self._stamp is not None:
+            now = os.fstat(dirfd)
+            self._stamp = (now.st_mtime_ns, now.st_ctime_ns)
+            self._quiet = False
+
+    def _write_rows(
+        self, dirfd: int, add: tuple[bytes, bytes] | None = None, drop: bytes | None = None
+    ) -> None:
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        temporary, lock_name = INDEX_FILE + b".tmp", INDEX_FILE + b".lock"
+        lock_fd = os.open(lock_name, os.O_RDWR | os.O_CREAT | flags, 0o600, dir_fd=dirfd)
+        try:
+            with linux.same_file_lock(lock_fd, LOCK_TIMEOUT):
+                rows = self._read_rows(dirfd)
+                if add is not None:
+                    rows[add[0]] = add[1]
+                if drop is not None:
+                    rows.pop(drop, None)
+                fd = os.open(
+                    temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600, dir_fd=dirfd
+                )
+                with open(fd, "wb") as file:
+                    file.write(format_rows(rows))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(temporary, INDEX_FILE, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+        finally:
+            os.close(lock_fd)
+        self.rows = rows
+        self.names.update((INDEX_FILE, lock_name))
+
+
+class _Held:
+    """A directory's own descriptor, locked: O_PATH descriptors cannot carry a lock."""
+
+    __slots__ = ("_dirfd", "_fd", "_lock")
+
+    def __init__(self, dirfd: int) -> None:
+        self._dirfd = dirfd
+
+    def __enter__(self) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._fd = os.open(b".", flags, dir_fd=self._dirfd)
+        self._lock = linux.same_file_lock(self._fd, LOCK_TIMEOUT)
+        try:
+            self._lock.__enter__()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._lock.__exit__(None, None, None)
+        finally:
+            os.close(self._fd)
+
+
+@define(slots=True)
+class Indexes:
+    """The indexes of the directories seen lately, bounded by the number of names they hold."""
+
+    policy: Policy
+    limit: int = 500_000
+    _known: OrderedDict[tuple[int, int], DirectoryIndex] = field(factory=OrderedDict)
+
+    def of(self, dirfd: int, traits: Traits) -> DirectoryIndex:
+        """The index of the directory behind *dirfd* (not refreshed yet)."""
+        stat = os.fstat(dirfd)
+        key = (stat.st_dev, stat.st_ino)
+        index = self._known.get(key)
+        if index is None:
+            index = self._known[key] = DirectoryIndex(traits, self.policy)
+            self._trim()
+        else:
+            self._known.move_to_end(key)
+        return index
+
+    def _trim(self) -> None:
+        if len(self._known) % 64 and len(self._known) < 4096:
+            return
+        held = sum(len(index.names) for index in self._known.values())
+        while len(self._known) > 1 and (held > self.limit or len(self._known) > 4096):
+            _, old = self._known.popitem(last=False)
+            held -= len(old.names)

@@ -1,0 +1,69 @@
+"""Looking at one entry without entering it.
+
+A door is a mount that must not be entered from here: one of our own mounts, which would wait for
+the server that is asking, and proc and sysfs, whose links would name the server instead of the
+guest's process. The kernel resolves O_PATH and statx(AT_STATX_DONT_SYNC) on a door without a
+request to its server, so looking is safe and entering is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sidecar import linux
+from sidecar.linux import Stat
+
+DOOR_TYPES: Final = frozenset({"fuse.sysroot", "proc", "sysfs"})
+
+# Filesystems whose attributes may have changed elsewhere: ask them, do not believe the cache.
+_REMOTE: Final = ("fuse", "nfs", "cifs", "smb", "9p", "virtiofs", "ceph", "afs", "vboxsf", "lustre")
+# Filesystems that make inode numbers up: the number changes when the kernel forgets the inode.
+_MADE_UP: Final = frozenset({"vfat", "msdos", "exfat", "fuseblk", "fuse.exfat"})
+
+_ASK: Final = linux.AT_SYMLINK_NOFOLLOW
+_LOOK: Final = linux.AT_SYMLINK_NOFOLLOW | linux.AT_STATX_DONT_SYNC
+
+_types: dict[int, str] = {}
+
+
+def filesystem(stat: Stat) -> str:
+    """The type of the filesystem behind *stat* as /proc/self/mountinfo names it, or ""."""
+    known = _types.get(stat.dev)
+    if known is None:
+        kind = linux.mount_type(stat.mount_id)
+        if kind is None:
+            return ""
+        known = _types[stat.dev] = kind[0]
+    return known
+
+
+def is_remote(stat: Stat) -> bool:
+    """Whether others than this kernel may change the filesystem behind *stat*."""
+    return filesystem(stat).startswith(_REMOTE)
+
+
+def numbers_last(stat: Stat) -> bool:
+    """Whether the filesystem behind *stat* keeps the inode numbers that it shows."""
+    return filesystem(stat) not in _MADE_UP
+
+
+def is_door(stat: Stat) -> bool:
+    """Whether *stat* is the root of a mount that must not be entered."""
+    if not stat.mount_root:
+        return False
+    # Device numbers of virtual filesystems are used again: ask for this very mount.
+    kind = linux.mount_type(stat.mount_id)
+    return kind is not None and kind[0] in DOOR_TYPES
+
+
+def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
+    """The attributes of *name* without following it, and whether it is a door.
+
+    On a door the attributes are what the kernel remembers. Raises OSError.
+    """
+    stat = linux.statx(dirfd, name, _LOOK)
+    if stat.mount_root:
+        if is_door(stat):
+            return stat, True
+        _types.pop(stat.dev, None)
+    return (linux.statx(dirfd, name, _ASK) if is_remote(stat) else stat), False

@@ -1,0 +1,394 @@
+"""The walk: one function takes a place and a name and gives the next place, or a miss.
+
+Lookups and mutations, the mount and the library use this function; a second one that disagrees
+is the bug that the project exists to avoid. What it decides, and in which order, is the table in
+`docs/CONTRACT.md` section 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+
+from sidecar import linux, twin, volume
+from sidecar.descriptor import Descriptor
+from sidecar.index import DirectoryIndex, Indexes
+from sidecar.linux import Stat
+from sidecar.look import attributes
+from sidecar.naming import NAME_MAX, Kind, Policy, candidates, needs_index
+from sidecar.twin import MAX_LINKS, ROOT, Caller, Twin
+from sidecar.volume import Traits
+
+VIRTUAL_TREES: Final = frozenset({b"proc", b"sys", b"dev"})
+"""Top-level names that never fall back: empty directories to bind the real trees on."""
+
+_OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Layer(Enum):
+    """Where an entry lies."""
+
+    SYSROOT = "sysroot"
+    HOST = "host"
+    VIRTUAL = "virtual"
+
+
+class Verdict(Enum):
+    """Why a component is where it is, or is not there."""
+
+    EXACT = "exact"
+    ESCAPE = "escape"
+    ROW = "row"
+    HOST = "host"
+    VIRTUAL = "virtual"
+    ABSENT = "absent"
+    CLAIMED = "claimed"
+    BELOW_MAPPING = "below-mapping"
+    POLICY = "policy"
+    CREATE = "create"
+
+
+_FOUND: Final = {
+    Kind.LITERAL: Verdict.EXACT,
+    Kind.ESCAPE: Verdict.ESCAPE,
+    Kind.TOKEN: Verdict.ROW,
+}
+
+
+class HostRules(Protocol):
+    """What the walk asks of a host policy."""
+
+    trivial: bool
+    """True where every path may fall back: the path need not be known then."""
+
+    def allows(self, path: bytes) -> bool:
+        """Whether the guest path *path* may be answered by the host."""
+
+
+@define(slots=True, eq=False)
+class Place:
+    """A directory in which a walk stands.
+
+    *path* and *twin* are asked for only when the walk leaves the sysroot here: both can cost as
+    much as the directory is deep. *mapped* says whether a mapping was consulted on the way.
+    """
+
+    layer: Layer
+    descriptor: Descriptor | None
+    mapped: bool
+    path: Callable[[], bytes]
+    twin: Callable[[], Twin | None]
+    traits: Traits | None = None
+    is_root: bool = False
+
+    @property
+    def fd(self) -> int:
+        """The directory's descriptor; a virtual directory has none (EROFS: nothing goes there)."""
+        if self.descriptor is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.descriptor.fd
+
+
+@frozen(slots=True, eq=False)
+class Found:
+    """An entry. *holder* is the directory descriptor in which *stored* names it.
+
+    *private* says that not everybody may see it: the answer is for this caller alone.
+    """
+
+    layer: Layer
+    verdict: Verdict
+    stored: bytes
+    stat: Stat | None
+    holder: Descriptor | None
+    mapped: bool
+    private: bool = False
+
+
+@frozen(slots=True, eq=False)
+class Absent:
+    """No entry. *private* as in `Found`."""
+
+    verdict: Verdict
+    private: bool = False
+
+
+@frozen(slots=True)
+class Step:
+    """One component of a resolved path, in words for people and programs."""
+
+    name: bytes
+    path: bytes
+    verdict: str
+    layer: str
+    stored: bytes | None
+    mapped: bool
+    why: str
+    link: bytes | None = None
+    error: int | None = None
+
+
+DOOR: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False)
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + name if path.endswith(b"/") else path + b"/" + name
+
+
+@define(slots=True, eq=False)
+class Walk:
+    """The walk over one sysroot and one host. Not safe for threads; descriptors are kept open.
+
+    *host* is None where nothing falls back.
+    """
+
+    sysroot: Descriptor
+    host: Descriptor | None
+    rules: HostRules
+    policy: Policy = Policy.NATURAL
+    indexes: Indexes = field(init=False)
+    _volumes: dict[int, Traits] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.indexes = Indexes(self.policy)
+
+    # --- places ------------------------------------------------------------------------------
+
+    def root(self) -> Place:
+        """The guest's root. Probes the sysroot's volume on first use (`volume.ProbeError`)."""
+        base = None if self.host is None else twin.root_twin(self.host)
+        traits = self.traits(self.sysroot.fd)
+        return Place(
+            Layer.SYSROOT, self.sysroot, False, lambda: b"/", lambda: base, traits, is_root=True
+        )
+
+    def traits(self, dirfd: int) -> Traits:
+        """The traits of the volume on which *dirfd* lies, probed once per volume."""
+        device = os.fstat(dirfd).st_dev
+        known = self._volumes.get(device)
+        if known is None:
+            known = self._volumes[device] = volume.probe(dirfd)
+        return known
+
+    def index(self, place: Place) -> DirectoryIndex | None:
+        """The index of a sysroot directory, None where stored names are guest names."""
+        if place.traits is None or not needs_index(place.traits, self.policy):
+            return None
+        return self.indexes.of(place.fd, place.traits)
+
+    def enter(self, place: Place, name: bytes, found: Found) -> Place:
+        """The place for the directory *found* as *name* in *place*. Raises NotADirectoryError."""
+        path = _join(place.path(), name)
+        if found.layer is Layer.VIRTUAL or found.holder is None:
+            return Place(Layer.VIRTUAL, None, False, lambda: path, lambda: None)
+        descriptor = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
+        if found.layer is Layer.HOST:
+            return Place(Layer.HOST, descriptor, place.mapped, lambda: path, lambda: None)
+
+        def below() -> Twin | None:
+            above = None if found.mapped else place.twin()
+            return None if above is None else twin.child_twin(above, name)
+
+        traits = self.traits(descriptor.fd)
+        return Place(Layer.SYSROOT, descriptor, found.mapped, lambda: path, below, traits)
+
+    # --- one step ----------------------------------------------------------------------------
+
+    def step(self, place: Place, name: bytes, caller: Caller = ROOT) -> Found | Absent:
+        """What *name* is in *place*, for *caller*.
+
+        Raises OSError(ENAMETOOLONG) past 255 bytes, `index.DamagedIndex` (EIO), EACCES where the
+        caller may not search the twin, and whatever the volume answers; never turns an error
+        into an absence.
+        """
+        if len(name) > NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if place.layer is Layer.SYSROOT:
+            return self._sysroot_step(place, name, caller)
+        if place.layer is Layer.HOST:
+            if not self.rules.trivial and not self.rules.allows(_join(place.path(), name)):
+                return Absent(Verdict.POLICY)
+            assert place.descriptor is not None
+            return self._host_step(place.descriptor, name, place.mapped, private=False)
+        return Absent(Verdict.ABSENT)
+
+    def _sysroot_step(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
+        index = self.index(place)
+        claimed = False
+        if index is None:
+            try:
+                stat, door = attributes(place.fd, name)
+            except FileNotFoundError:
+                pass
+            else:
+                if door:
+                    return DOOR
+                return Found(
+                    Layer.SYSROOT, Verdict.EXACT, name, stat, place.descriptor, place.mapped
+                )
+        else:
+            entry, claimed = index.find(place.fd, name)
+            if entry is not None:
+                if entry.door:
+                    return DOOR
+                mapped = place.mapped or entry.kind is not Kind.LITERAL
+                verdict = _FOUND[entry.kind]
+                return Found(
+                    Layer.SYSROOT, verdict, entry.stored, entry.stat, place.descriptor, mapped
+                )
+        if claimed:
+            return Absent(Verdict.CLAIMED)
+        if place.mapped:
+            return Absent(Verdict.BELOW_MAPPING)
+        return self._leave(place, name, caller)
+
+    def _leave(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
+        if place.is_root and name in VIRTUAL_TREES:
+            return DOOR
+        if self.host is None:
+            return Absent(Verdict.POLICY)
+        if not self.rules.trivial and not self.rules.allows(_join(place.path(), name)):
+            return Absent(Verdict.POLICY)
+        beside = place.twin()
+        if beside is None:
+            return Absent(Verdict.ABSENT)
+        private = bool(beside.guards)
+        if private and not beside.admits(caller):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return self._host_step(beside.descriptor, name, False, private)
+
+    def _host_step(
+        self, holder: Descriptor, name: bytes, mapped: bool, private: bool
+    ) -> Found | Absent:
+        try:
+            stat, door = attributes(holder.fd, name)
+        except FileNotFoundError:
+            return Absent(Verdict.ABSENT, private)
+        if door:
+            return DOOR
+        return Found(Layer.HOST, Verdict.HOST, name, stat, holder, mapped, private)
+
+    # --- whole paths -------------------------------------------------------------------------
+
+    def resolve(self, path: bytes, create: bool = False) -> list[Step]:
+        """The steps of the guest path *path*, taken from the guest's root.
+
+        Links in the middle are followed as the guest's kernel would (40 at most); the last
+        component is not. With *create* a missing last component says where a new name would go
+        and under which stored name it would be tried first. A failing step is the last and
+        carries its errno.
+        """
+        steps: list[Step] = []
+        chain = [self.root()]
+        rest = [part for part in reversed(path.split(b"/")) if part]
+        trailing = path.endswith(b"/")
+        links = 0
+        while rest:
+            name = rest.pop()
+            place = chain[-1]
+            if name == b".":
+                continue
+            if name == b"..":
+                if len(chain) > 1:
+                    chain.pop()
+                continue
+            here = _join(place.path(), name)
+            try:
+                found = self.step(place, name)
+                if isinstance(found, Absent):
+                    steps.append(self._missing(place, name, here, found, create and not rest))
+                    return steps
+                link = None
+                if found.stat is not None and stat_module.S_ISLNK(found.stat.mode):
+                    assert found.holder is not None
+                    if rest or trailing:
+                        link = os.readlink(found.stored, dir_fd=found.holder.fd)
+                steps.append(self._present(place, name, here, found, link))
+                if link is not None:
+                    links += 1
+                    if links > MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                    if link.startswith(b"/"):
+                        del chain[1:]
+                    rest.extend(part for part in reversed(link.split(b"/")) if part)
+                elif rest or trailing:
+                    chain.append(self.enter(place, name, found))
+            except OSError as error:
+                if steps and steps[-1].path == here:
+                    steps.pop()
+                steps.append(_failed(place, name, here, error))
+                return steps
+        return steps
+
+    def _present(
+        self, place: Place, name: bytes, path: bytes, found: Found, link: bytes | None
+    ) -> Step:
+        if found.verdict is Verdict.EXACT:
+            why = "the sysroot has an entry spelled exactly so"
+        elif found.verdict is Verdict.ESCAPE:
+            why = "the sysroot holds it under its escape, so a mapping was consulted"
+        elif found.verdict is Verdict.ROW:
+            why = "the directory's index file maps it to a token, so a mapping was consulted"
+        elif found.verdict is Verdict.VIRTUAL:
+            why = "a virtual tree or another mount's root never falls back: an empty directory"
+        elif place.layer is Layer.HOST:
+            why = "the walk has left the sysroot: the literal host entry"
+        else:
+            why = "the sysroot directory has no such entry, no mapping was consulted: the host's"
+        stored = found.stored or None
+        return Step(
+            name, path, found.verdict.value, found.layer.value, stored, found.mapped, why, link
+        )
+
+    def _missing(
+        self, place: Place, name: bytes, path: bytes, absent: Absent, create: bool
+    ) -> Step:
+        why = {
+            Verdict.CLAIMED: "the volume holds this slot under another spelling, so the host is "
+            "not asked",
+            Verdict.BELOW_MAPPING: "below a mapping the sysroot is authoritative, so the host is "
+            "not asked",
+            Verdict.POLICY: "the sysroot has no such entry and the host policy keeps the host out",
+            Verdict.ABSENT: "neither layer has such an entry"
+            if place.layer is Layer.SYSROOT
+            else "the walk has left the sysroot and the host has no such entry",
+        }[absent.verdict]
+        if not create:
+            return Step(
+                name, path, absent.verdict.value, "none", None, place.mapped, why,
+                error=errno.ENOENT,
+            )  # fmt: skip
+        if place.layer is Layer.VIRTUAL:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if place.layer is Layer.HOST:
+            if absent.verdict is Verdict.POLICY:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            why = "the parent is on the host: a new name is made there, literally"
+            return Step(name, path, "create", "host", name, place.mapped, why)
+        stored, kind = self._first_candidate(place, name)
+        why = f"the parent is in the sysroot: a new name is made there ({kind.value} name)"
+        mapped = place.mapped or kind is not Kind.LITERAL
+        return Step(name, path, "create", "sysroot", stored, mapped, why)
+
+    def _first_candidate(self, place: Place, name: bytes) -> tuple[bytes, Kind]:
+        assert place.traits is not None
+        for kind, stored in candidates(name, place.traits, self.policy):
+            try:
+                linux.statx(place.fd, stored, linux.AT_SYMLINK_NOFOLLOW)
+            except FileNotFoundError:
+                return stored, kind
+            except OSError:
+                continue
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _failed(place: Place, name: bytes, path: bytes, error: OSError) -> Step:
+    text = error.strerror or os.strerror(error.errno or errno.EIO)
+    number = error.errno or errno.EIO
+    return Step(name, path, "absent", "none", None, place.mapped, text, error=number)
