@@ -1,0 +1,239 @@
+"""The tree: what the guest sees, and the state that its operations share.
+
+Synchronous and descriptor-relative, with no type of any binding: the same object serves the
+mount, `resolve` and the tests. One thread at a time. The operations stand beside this module
+(`lookup`, `listing`, `files`, `mutations`, `attributes`), each a function of the tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import stat as stat_module
+import time
+from collections import OrderedDict
+from typing import Final
+
+from attrs import define, field, frozen
+
+from sidecar import linux, look, twin
+from sidecar.descriptor import Descriptor
+from sidecar.linux import Stat
+from sidecar.naming import Policy
+from sidecar.twin import Twin
+from sidecar.walk import Found, Layer, Place, Walk
+from sysroot_fs.tree.host import HostPolicy
+from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
+
+log = logging.getLogger(__name__)
+
+_OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+TWIN_SECONDS: Final = 1.0
+"""How long a twin is believed: the host's directories and links may change behind the mount."""
+_TWINS: Final = 128
+
+
+@frozen(kw_only=True)
+class TreeConfig:
+    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching."""
+
+    sysroot: bytes
+    host: bytes | None = b"/"
+    fallback: str = "all"
+    allow: tuple[bytes, ...] = ()
+    deny: tuple[bytes, ...] = ()
+    host_writes: str = "rw"
+    listing: str = "sysroot"
+    names: str = "natural"
+    read_only: bool = False
+    entry_timeout: float = 1.0
+    attr_timeout: float = 1.0
+    negative_timeout: float = 1.0
+
+
+@frozen(slots=True)
+class Entry:
+    """An inode with its attributes. *timeout*: seconds for which its name may be remembered."""
+
+    inode: Inode
+    stat: Stat
+    timeout: float
+
+
+def error(number: int) -> OSError:
+    """The OSError for *number*."""
+    return OSError(number, os.strerror(number))
+
+
+def _open_root(path: bytes) -> Descriptor:
+    return Descriptor(os.open(path, _OPEN_DIR))
+
+
+@define(slots=True, eq=False)
+class Tree:
+    """A sysroot over a host. Opens both roots at once, so that a later mount cannot hide them.
+
+    Raises OSError where a root cannot be opened, `sidecar.volume.ProbeError` where the sysroot's
+    volume cannot be measured.
+    """
+
+    config: TreeConfig
+    rules: HostPolicy = field(init=False)
+    walk: Walk = field(init=False)
+    inodes: Inodes = field(init=False)
+    forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
+    """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
+    _root_place: Place = field(init=False)
+    _twins: OrderedDict[int, tuple[float, Twin | None]] = field(factory=OrderedDict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        config = self.config
+        sysroot = _open_root(config.sysroot)
+        self.rules = HostPolicy(config.fallback, config.allow, config.deny)
+        host = None
+        if config.host is not None and not self.rules.shuts_all:
+            host = _open_root(config.host)
+        self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
+        self._root_place = self.walk.root()
+        seen = os.fstat(sysroot.fd)
+        root = Inode(
+            ROOT_ID, (), Layer.SYSROOT, stat_module.S_IFDIR, seen.st_dev, seen.st_ino, None,
+            b"", b"", True, lookups=1, mapped=False, descriptor=sysroot, pinned=True,
+        )  # fmt: skip
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.inodes = Inodes(root, max(64, min(soft // 4, 8192)), self.holder)
+
+    def close(self) -> None:
+        """Let go of what is held. Descriptors close with their last holder."""
+        self._twins.clear()
+        self.forgotten.clear()
+
+    # --- places ------------------------------------------------------------------------------
+
+    def place(self, inode: Inode) -> Place:
+        """The place that a directory inode is. Raises ENOTDIR, ESTALE."""
+        if inode.parent is None:
+            return self._root_place
+        if inode.layer is Layer.VIRTUAL:
+            return Place(Layer.VIRTUAL, None, False, inode.path, lambda: None)
+        if not inode.is_directory:
+            raise error(errno.ENOTDIR)
+        descriptor = self.inodes.descriptor(inode)
+        if inode.layer is Layer.HOST:
+            return Place(Layer.HOST, descriptor, False, inode.path, lambda: None)
+        return Place(
+            Layer.SYSROOT,
+            descriptor,
+            inode.consulted(),
+            inode.path,
+            lambda: self.twin(inode),
+            self.walk.traits(descriptor.fd),
+        )
+
+    def twin(self, inode: Inode) -> Twin | None:
+        """The host's directory at the path of a sysroot directory, None where it has none."""
+        if inode.parent is None:
+            return self._root_place.twin()
+        known = self._twins.get(inode.id)
+        now = time.monotonic()
+        if known is not None and known[0] > now:
+            self._twins.move_to_end(inode.id)
+            return known[1]
+        found: Twin | None = None
+        if self.walk.host is not None and not inode.consulted():
+            # Not by recursion: a tree may be deeper than the interpreter's stack.
+            way = [inode]
+            while way[-1].parent is not None:
+                way.append(way[-1].parent)
+            found = self._root_place.twin()
+            for step in reversed(way[:-1]):
+                if found is None:
+                    break
+                found = twin.child_twin(found, step.name)
+        self._twins[inode.id] = (now + TWIN_SECONDS, found)
+        while len(self._twins) > _TWINS:
+            self._twins.popitem(last=False)
+        return found
+
+    def forget_twins(self) -> None:
+        """A directory moved: the literal paths below it are others now."""
+        self._twins.clear()
+
+    def holder(self, inode: Inode) -> Descriptor:
+        """The directory descriptor in which the name of *inode* stands."""
+        parent = inode.parent
+        assert parent is not None
+        if inode.layer is Layer.HOST and parent.layer is Layer.SYSROOT:
+            beside = self.twin(parent)
+            if beside is None:
+                raise error(errno.ESTALE)
+            return beside.descriptor
+        return self.inodes.descriptor(parent)
+
+    # --- entries -----------------------------------------------------------------------------
+
+    def adopt(self, parent: Inode, name: bytes, found: Found) -> Entry:
+        """The inode for what a step found, with one lookup more."""
+        if found.stat is None:
+            return self._virtual(parent, name)
+        stat = found.stat
+        if found.layer is Layer.SYSROOT:
+            assert found.holder is not None
+            stable = self.walk.traits(found.holder.fd).stable_inodes
+        else:
+            stable = look.numbers_last(stat)
+        inode = self.inodes.adopt(
+            found.layer, parent, name, found.stored, stat.mode, stat.dev, stat.ino, stable
+        )
+        return Entry(inode, stat, 0.0 if found.private else self.config.entry_timeout)
+
+    def _virtual(self, parent: Inode, name: bytes) -> Entry:
+        number = int.from_bytes(name[:5], "little") + parent.id
+        inode = self.inodes.adopt(
+            Layer.VIRTUAL, parent, name, name, stat_module.S_IFDIR | 0o555, 0, number, False
+        )
+        return Entry(inode, virtual_stat(), self.config.entry_timeout)
+
+    def known(self, parent: Inode, found: Found) -> Inode | None:
+        """The inode of *found* if the kernel knows it."""
+        if found.stat is None:
+            return None
+        stat = found.stat
+        if found.layer is Layer.SYSROOT and found.holder is not None:
+            stable = self.walk.traits(found.holder.fd).stable_inodes
+        else:
+            stable = look.numbers_last(stat)
+        kind = stat_module.S_IFMT(stat.mode)
+        key = Inodes.key(found.layer, parent, found.stored, kind, stat.dev, stat.ino, stable)
+        return self.inodes.find(key)
+
+    # --- rights ------------------------------------------------------------------------------
+
+    def check_writable(self, layer: Layer) -> None:
+        """Raise EROFS where nothing may be changed."""
+        if self.config.read_only or layer is Layer.VIRTUAL:
+            raise error(errno.EROFS)
+        if layer is Layer.HOST and self.config.host_writes == "ro":
+            raise error(errno.EROFS)
+
+    @property
+    def late_errors(self) -> bool:
+        """Whether a volume below may report a write's failure only when a file is closed."""
+        roots = [self.walk.sysroot, self.walk.host]
+        return any(
+            look.is_remote(linux.statx(root.fd, b"", linux.AT_EMPTY_PATH))
+            for root in roots
+            if root is not None
+        )
+
+
+def virtual_stat() -> Stat:
+    """The attributes of a virtual directory: root's, empty, nothing may be made in it."""
+    now = 0
+    return Stat(
+        mode=stat_module.S_IFDIR | 0o555, nlink=2, uid=0, gid=0, rdev=0, dev=0, ino=0, size=0,
+        blocks=0, blksize=4096, atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=None,
+        mount_id=0, mount_root=False,
+    )  # fmt: skip

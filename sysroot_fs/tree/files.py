@@ -1,0 +1,114 @@
+"""Open files: opening by inode, reading, writing, syncing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+
+from attrs import frozen
+
+from sidecar.descriptor import Descriptor
+from sidecar.linux import fd_path
+from sysroot_fs.tree.core import Tree, error
+from sysroot_fs.tree.inodes import Inode
+
+# What a backing open may carry. O_APPEND is the guest kernel's business: with it here a shared
+# mapping written back would append. O_DIRECT would ask our buffers to be aligned.
+_CARRIED = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+
+
+@frozen(slots=True, eq=False)
+class Handle:
+    """An open file. The descriptor closes with the last reference."""
+
+    inode: Inode
+    descriptor: Descriptor
+    writable: bool
+
+
+def backing_flags(flags: int) -> int:
+    """The flags for the backing descriptor of a file that the guest opens with *flags*."""
+    return (flags & _CARRIED) | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def open_file(tree: Tree, number: int, flags: int) -> Handle:
+    """Open the inode *number*, itself and never what a name means by now.
+
+    Only regular files are opened: the guest's kernel serves fifos, sockets and devices itself,
+    and opening one here would act on the host. Raises ESTALE where the inode has gone.
+    """
+    inode = tree.inodes[number]
+    if inode.kind != stat_module.S_IFREG:
+        raise error(errno.EINVAL)
+    writable = (flags & os.O_ACCMODE) != os.O_RDONLY or bool(flags & os.O_TRUNC)
+    if writable:
+        tree.check_writable(inode.layer)
+    held = tree.inodes.descriptor(inode)
+    try:
+        fd = os.open(fd_path(held.fd), backing_flags(flags))
+    except FileNotFoundError:
+        raise error(errno.ESTALE) from None
+    return Handle(inode, Descriptor(fd), writable)
+
+
+def read(handle: Handle, offset: int, size: int) -> bytes:
+    """At most *size* bytes from *offset*; fewer only at the end of the file."""
+    data = os.pread(handle.descriptor.fd, size, offset)
+    if not data or len(data) == size:
+        return data
+    parts = [data]
+    got = len(data)
+    while got < size:
+        data = os.pread(handle.descriptor.fd, size - got, offset + got)
+        if not data:
+            break
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def write(handle: Handle, offset: int, data: bytes) -> int:
+    """Write *data* at *offset*. The number of bytes written: fewer where the volume is full."""
+    fd = handle.descriptor.fd
+    done = os.pwrite(fd, data, offset)
+    if done == len(data):
+        return done
+    view = memoryview(data)
+    while done < len(data):
+        try:
+            step = os.pwrite(fd, view[done:], offset + done)
+        except OSError:
+            # What was written counts; the guest meets the error at its next write.
+            return done
+        if step == 0:
+            return done
+        done += step
+    return done
+
+
+def flush(handle: Handle) -> None:
+    """Report what the volume reports when a writer closes."""
+    if handle.writable:
+        os.close(os.dup(handle.descriptor.fd))
+
+
+def sync(handle: Handle, data_only: bool) -> None:
+    """Wait until the file is on the volume. Blocks; the only call that may run in a thread."""
+    (os.fdatasync if data_only else os.fsync)(handle.descriptor.fd)
+
+
+def sync_directory(tree: Tree, inode: Inode) -> None:
+    """Wait until the directory's entries are on its volume. Blocks."""
+    if inode.layer.value == "virtual":
+        return
+    held = tree.inodes.descriptor(inode)
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=held.fd)
+    try:
+        os.fsync(fd)
+    except OSError as failure:
+        # Some volumes have no such call for directories; Linux's own file systems do.
+        if failure.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,243 @@
+"""The table of inodes that the kernel knows: identity, lookup counts, bounded descriptors.
+
+A file is one inode under all its names (hard links), identified by device and number. A directory
+is identified by its place as well: the host's own links can show one directory at two guest paths,
+and the kernel allows a directory one place only. Where a volume makes its numbers up, the place
+alone identifies.
+
+Descriptors (O_PATH) are a cache: the least recently used are closed past a bound and opened again
+from the nearest ancestor, one component at a time, with the identity checked. An unlinked inode is
+pinned instead: its name is gone, so the descriptor is all there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+from collections import OrderedDict
+from collections.abc import Callable
+
+from attrs import define, field
+
+from sidecar.descriptor import Descriptor
+from sidecar.walk import Layer
+
+ROOT_ID = 1
+_OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Key = tuple[object, ...]
+
+
+def stale() -> OSError:
+    """The answer for an inode whose name now means another: the kernel walks again on ESTALE."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+@define(slots=True, eq=False)
+class Inode:
+    """One inode that the kernel holds. `parent`, `name` and `stored` say where it was last seen."""
+
+    id: int
+    key: Key
+    layer: Layer
+    kind: int
+    dev: int
+    ino: int
+    parent: Inode | None
+    name: bytes
+    stored: bytes
+    stable: bool
+    lookups: int = 0
+    mapped: bool | None = None
+    descriptor: Descriptor | None = None
+    pinned: bool = False
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == stat_module.S_IFDIR
+
+    def path(self) -> bytes:
+        """The guest path under which it was last seen."""
+        names: list[bytes] = []
+        inode: Inode | None = self
+        while inode is not None and inode.parent is not None:
+            names.append(inode.name)
+            inode = inode.parent
+        return b"/" + b"/".join(reversed(names))
+
+    def consulted(self) -> bool:
+        """Whether a mapping was consulted on the way to it (kept until a directory moves)."""
+        way: list[Inode] = []
+        inode: Inode = self
+        while inode.mapped is None and inode.parent is not None:
+            way.append(inode)
+            inode = inode.parent
+        mapped = bool(inode.mapped)
+        for inode in reversed(way):
+            mapped = mapped or inode.stored != inode.name
+            inode.mapped = mapped
+        return mapped
+
+
+@define(slots=True, eq=False)
+class Inodes:
+    """The table. *holder* gives the directory descriptor in which an inode's name stands."""
+
+    root: Inode
+    limit: int
+    holder: Callable[[Inode], Descriptor]
+    _by_id: dict[int, Inode] = field(factory=dict, init=False)
+    _by_key: dict[Key, Inode] = field(factory=dict, init=False)
+    _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
+    _volumes: dict[tuple[Layer, int], int] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._by_id[ROOT_ID] = self.root
+        self._volumes[(self.root.layer, self.root.dev)] = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __getitem__(self, number: int) -> Inode:
+        inode = self._by_id.get(number)
+        if inode is None:
+            raise stale()
+        return inode
+
+    def find(self, key: Key) -> Inode | None:
+        """The inode that the kernel knows under *key*."""
+        return self._by_key.get(key)
+
+    @staticmethod
+    def key(
+        layer: Layer, parent: Inode, stored: bytes, kind: int, dev: int, ino: int, stable: bool
+    ) -> Key:
+        """What identifies an entry (see the module)."""
+        if not stable:
+            return (layer, parent.id, stored)
+        if kind == stat_module.S_IFDIR:
+            return (layer, dev, ino, parent.id, stored)
+        return (layer, dev, ino)
+
+    def adopt(
+        self,
+        layer: Layer,
+        parent: Inode,
+        name: bytes,
+        stored: bytes,
+        mode: int,
+        dev: int,
+        ino: int,
+        stable: bool,
+    ) -> Inode:
+        """The inode for an entry that was just seen, one lookup more on its count."""
+        kind = stat_module.S_IFMT(mode)
+        key = self.key(layer, parent, stored, kind, dev, ino, stable)
+        inode = self._by_key.get(key)
+        if inode is not None and inode.kind != kind:
+            # The number was used again for another object behind our back.
+            del self._by_key[key]
+            inode = None
+        if inode is None:
+            number = self._number(layer, dev, ino)
+            inode = Inode(number, key, layer, kind, dev, ino, parent, name, stored, stable)
+            self._by_id[number] = self._by_key[key] = inode
+        else:
+            self._place(inode, parent, name, stored)
+            inode.dev, inode.ino = dev, ino
+        inode.lookups += 1
+        return inode
+
+    def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
+        if inode.parent is not parent or inode.name != name or inode.stored != stored:
+            inode.parent, inode.name, inode.stored = parent, name, stored
+            inode.mapped = None
+        if inode.pinned:
+            inode.pinned = False
+            self._keep(inode)
+
+    def _number(self, layer: Layer, dev: int, ino: int) -> int:
+        # Inode numbers are the node ids (the binding knows one number only). The volume's own
+        # number is kept where it can be, so that it is the same after a remount.
+        slot = self._volumes.setdefault((layer, dev), len(self._volumes))
+        number = (ino + (slot << 48)) & 0x7FFF_FFFF_FFFF_FFFF
+        while number <= ROOT_ID or number in self._by_id:
+            number = (number + (1 << 56) + 1) & 0x7FFF_FFFF_FFFF_FFFF
+        return number
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel drops *count* lookups; with the last one the inode is gone from here."""
+        inode = self._by_id.get(number)
+        if inode is None or inode is self.root:
+            return
+        inode.lookups -= count
+        if inode.lookups <= 0:
+            del self._by_id[number]
+            if self._by_key.get(inode.key) is inode:
+                del self._by_key[inode.key]
+            self._open.pop(inode, None)
+            inode.descriptor = None
+
+    def move(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
+        """The entry of *inode* was renamed."""
+        if self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+        self._place(inode, parent, name, stored)
+        inode.key = self.key(
+            inode.layer, parent, stored, inode.kind, inode.dev, inode.ino, inode.stable
+        )
+        self._by_key[inode.key] = inode
+        if inode.is_directory:
+            for known in self._by_id.values():
+                if known is not self.root:
+                    known.mapped = None
+
+    def vanish(self, inode: Inode) -> None:
+        """The last name of *inode* went away: another object may get its key."""
+        if self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+
+    # --- descriptors -------------------------------------------------------------------------
+
+    def descriptor(self, inode: Inode) -> Descriptor:
+        """An O_PATH descriptor of *inode*. Raises ESTALE where its name means another now."""
+        way: list[Inode] = []
+        here = inode
+        while here.descriptor is None:
+            way.append(here)
+            if here.parent is None or here.layer is not here.parent.layer:
+                break
+            here = here.parent
+        for step in reversed(way):
+            self._reopen(step)
+        if inode in self._open:
+            self._open.move_to_end(inode)
+        assert inode.descriptor is not None
+        return inode.descriptor
+
+    def _reopen(self, inode: Inode) -> None:
+        holder = self.holder(inode)
+        try:
+            descriptor = Descriptor(os.open(inode.stored, _OPEN, dir_fd=holder.fd))
+        except (FileNotFoundError, NotADirectoryError):
+            raise stale() from None
+        seen = os.fstat(descriptor.fd)
+        same = not inode.stable or (seen.st_dev, seen.st_ino) == (inode.dev, inode.ino)
+        if not same or stat_module.S_IFMT(seen.st_mode) != inode.kind:
+            raise stale()
+        inode.descriptor = descriptor
+        self._keep(inode)
+
+    def _keep(self, inode: Inode) -> None:
+        self._open[inode] = None
+        while len(self._open) > self.limit:
+            old, _ = self._open.popitem(last=False)
+            old.descriptor = None
+
+    def pin(self, inode: Inode) -> None:
+        """Hold the descriptor of *inode* whatever the bound: its name is about to go."""
+        self.descriptor(inode)
+        self._open.pop(inode, None)
+        inode.pinned = True

@@ -1,0 +1,95 @@
+"""Listing a directory.
+
+A listing is taken whole when it is opened or rewound, and its offsets count in it: entries that
+come or go while somebody reads are neither lost nor repeated otherwise, and seekdir works. What
+went away meanwhile is left out where it is reached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from attrs import define
+
+from sidecar.descriptor import Descriptor
+from sidecar.twin import Caller
+from sidecar.walk import Absent, Layer
+from sysroot_fs.tree.attributes import getattr_
+from sysroot_fs.tree.core import Entry, Tree
+from sysroot_fs.tree.inodes import Inode
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@define(slots=True, eq=False)
+class Listing:
+    """An open directory: whose it is, and the names as they were when it was opened."""
+
+    inode: Inode
+    caller: Caller
+    names: list[bytes]
+    unread: bool = True
+
+
+def names_in(holder: Descriptor) -> list[bytes]:
+    """The names in a directory, as the volume gives them."""
+    fd = os.open(b".", _OPEN, dir_fd=holder.fd)
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
+
+
+def open_listing(tree: Tree, number: int, caller: Caller) -> Listing:
+    """Open the directory *number*. Errors of reading it are raised here."""
+    inode = tree.inodes[number]
+    return Listing(inode, caller, _snapshot(tree, inode, caller))
+
+
+def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
+    place = tree.place(inode)
+    if place.layer is Layer.VIRTUAL or place.descriptor is None:
+        return []
+    index = tree.walk.index(place)
+    if index is None:
+        names = names_in(place.descriptor)
+    else:
+        names = [name for name, _ in index.listing(place.fd)]
+    if tree.config.listing == "union" and place.layer is Layer.SYSROOT and not place.mapped:
+        beside = place.twin()
+        if beside is not None and beside.admits(caller):
+            held = set(names)
+            names += [name for name in names_in(beside.descriptor) if name not in held]
+    return names
+
+
+def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entry, int]]:
+    """(name, entry, offset behind it) from offset *start* on.
+
+    Offset zero for the second time (rewinddir) reads the directory again. Each entry carries one
+    lookup for the kernel, `.` and `..` excepted, which the kernel does not count: an entry that
+    could not be handed on must be given back with `Inodes.forget`.
+    """
+    inode = listing.inode
+    if start == 0:
+        if not listing.unread:
+            listing.names = _snapshot(tree, inode, listing.caller)
+        listing.unread = False
+    names = listing.names
+    for offset, (dots, known) in enumerate(((b".", inode), (b"..", inode.parent or inode))):
+        if start <= offset:
+            yield dots, Entry(known, getattr_(tree, known.id), 0.0), offset + 1
+    place = tree.place(inode)
+    for offset in range(max(start - 2, 0), len(names)):
+        name = names[offset]
+        try:
+            found = tree.walk.step(place, name, listing.caller)
+        except OSError as failure:
+            if failure.errno in (errno.EACCES, errno.ESTALE):
+                continue
+            raise
+        if isinstance(found, Absent):
+            continue
+        yield name, tree.adopt(inode, name, found), offset + 3

@@ -1,0 +1,420 @@
+"""Changes of names: create, mkdir, mknod, symlink, link, unlink, rmdir, rename.
+
+Each is one system call on the lower volume wherever one exists for it, so that a killed server
+leaves it done or not done. In a directory with an index the call is made under the directory's
+lock (see `sidecar.index`), because the volumes that need an index have no rename that refuses to
+replace: what was looked at must still be so when the call is made, for every mount of the tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from sidecar import linux
+from sidecar.descriptor import Descriptor
+from sidecar.index import DirectoryIndex, look
+from sidecar.linux import acting_as, fd_path
+from sidecar.look import attributes
+from sidecar.naming import may_be_literal
+from sidecar.twin import Caller
+from sidecar.walk import Absent, Found, Layer, Place, Verdict
+from sysroot_fs.tree import files, listing
+from sysroot_fs.tree.core import Entry, Tree, error
+from sysroot_fs.tree.files import Handle
+from sysroot_fs.tree.inodes import Inode
+from sysroot_fs.tree.lookup import require
+
+T = TypeVar("T")
+
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+def _check_new(tree: Tree, place: Place, absent: Absent) -> None:
+    """Raise unless a new name may be made at *place*, where it is absent for that reason."""
+    tree.check_writable(place.layer)
+    if place.layer is Layer.HOST and absent.verdict is Verdict.POLICY:
+        raise error(errno.EACCES)
+
+
+def _make(
+    tree: Tree, parent: Inode, name: bytes, caller: Caller, make: Callable[[int, bytes], T]
+) -> tuple[Found, T]:
+    """Make the new *name* in *parent* by ``make(dirfd, stored)``, as *caller*, exclusively.
+
+    Raises EEXIST where the guest sees the name already, on whichever layer.
+    """
+    place = tree.place(parent)
+    absent = tree.walk.step(place, name, caller)
+    if isinstance(absent, Found):
+        raise error(errno.EEXIST)
+    _check_new(tree, place, absent)
+    index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
+
+    def act(stored: bytes) -> T:
+        with acting_as(caller.uid, caller.gid):
+            return make(place.fd, stored)
+
+    if index is None:
+        stored, made = name, act(name)
+    else:
+        with index.lock(place.fd):
+            if index.find(place.fd, name)[0] is not None:
+                raise error(errno.EEXIST)
+            stored, made = index.store(place.fd, name, act)
+    return _found(place, name, stored), made
+
+
+def _found(place: Place, name: bytes, stored: bytes) -> Found:
+    """What a step would say of the entry that was just made."""
+    stat, _ = attributes(place.fd, stored)
+    if place.layer is Layer.HOST:
+        return Found(Layer.HOST, Verdict.HOST, stored, stat, place.descriptor, place.mapped)
+    mapped = place.mapped or stored != name
+    verdict = Verdict.EXACT if stored == name else Verdict.ESCAPE
+    return Found(Layer.SYSROOT, verdict, stored, stat, place.descriptor, mapped)
+
+
+def create(
+    tree: Tree, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller
+) -> tuple[Handle, Entry]:
+    """Create a regular file and open it; without O_EXCL, open the one that came meanwhile."""
+    parent = tree.inodes[parent_id]
+    backing = files.backing_flags(flags) | _CREATE
+
+    def make(dirfd: int, stored: bytes) -> int:
+        return os.open(stored, backing, stat_module.S_IMODE(mode), dir_fd=dirfd)
+
+    try:
+        found, fd = _make(tree, parent, name, caller, make)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        entry = tree.adopt(parent, name, require(tree, parent, name, caller))
+        try:
+            return files.open_file(tree, entry.inode.id, flags), entry
+        except BaseException:
+            tree.inodes.forget(entry.inode.id, 1)
+            raise
+    descriptor = Descriptor(fd)
+    entry = tree.adopt(parent, name, found)
+    return Handle(entry.inode, descriptor, True), entry
+
+
+def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) -> Entry:
+    """Make a directory; setgid is inherited as the volume below does it."""
+    parent = tree.inodes[parent_id]
+    permissions = stat_module.S_IMODE(mode)
+    found, _ = _make(
+        tree, parent, name, caller,
+        lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd),
+    )  # fmt: skip
+    return tree.adopt(parent, name, found)
+
+
+def mknod(tree: Tree, parent_id: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+    """Make a fifo, a socket, a device or an empty regular file."""
+    parent = tree.inodes[parent_id]
+    found, _ = _make(
+        tree, parent, name, caller,
+        lambda dirfd, stored: os.mknod(stored, mode, rdev, dir_fd=dirfd),
+    )  # fmt: skip
+    return tree.adopt(parent, name, found)
+
+
+def symlink(tree: Tree, parent_id: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+    """Make a symlink that holds *target*, byte for byte."""
+    parent = tree.inodes[parent_id]
+    found, _ = _make(
+        tree, parent, name, caller,
+        lambda dirfd, stored: os.symlink(target, stored, dir_fd=dirfd),
+    )  # fmt: skip
+    return tree.adopt(parent, name, found)
+
+
+def link(tree: Tree, number: int, parent_id: int, name: bytes, caller: Caller) -> Entry:
+    """Give the inode *number* one more name. EXDEV from one layer to the other."""
+    inode = tree.inodes[number]
+    parent = tree.inodes[parent_id]
+    tree.check_writable(inode.layer)
+    held = tree.inodes.descriptor(inode)
+
+    def make(dirfd: int, stored: bytes) -> None:
+        os.link(fd_path(held.fd), stored, dst_dir_fd=dirfd, follow_symlinks=True)
+
+    if parent.layer is not inode.layer:
+        if isinstance(tree.walk.step(tree.place(parent), name, caller), Found):
+            raise error(errno.EEXIST)
+        raise error(errno.EXDEV)
+    found, _ = _make(tree, parent, name, caller, make)
+    return tree.adopt(parent, name, found)
+
+
+def _index_of(tree: Tree, parent: Inode, found: Found) -> DirectoryIndex | None:
+    if found.layer is not Layer.SYSROOT:
+        return None
+    return tree.walk.index(tree.place(parent))
+
+
+def _removable(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> tuple[Found, Descriptor]:
+    found = require(tree, parent, name, caller)
+    if found.holder is None:
+        raise error(errno.EBUSY)
+    tree.check_writable(found.layer)
+    return found, found.holder
+
+
+def _before_loss(tree: Tree, parent: Inode, found: Found) -> Inode | None:
+    """Pin the inode whose name is about to go, so that what is open goes on working."""
+    inode = tree.known(parent, found)
+    if inode is not None:
+        tree.inodes.pin(inode)
+    return inode
+
+
+def _after_loss(tree: Tree, inode: Inode | None) -> None:
+    if inode is None or inode.descriptor is None:
+        return
+    if inode.is_directory or os.fstat(inode.descriptor.fd).st_nlink == 0:
+        tree.inodes.vanish(inode)
+
+
+def unlink(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
+    """Remove a name that is no directory. A shadowed host entry shows again."""
+    parent = tree.inodes[parent_id]
+    found, holder = _removable(tree, parent, name, caller)
+    index = _index_of(tree, parent, found)
+    victim = _before_loss(tree, parent, found)
+    with _held((index, holder)):
+        os.unlink(found.stored, dir_fd=holder.fd)
+        if index is not None:
+            index.removed(holder.fd, found.stored)
+    _after_loss(tree, victim)
+
+
+def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
+    """Remove an empty directory; one that holds nothing but its index counts as empty."""
+    parent = tree.inodes[parent_id]
+    found, holder = _removable(tree, parent, name, caller)
+    index = _index_of(tree, parent, found)
+    victim = _before_loss(tree, parent, found)
+    with _held((index, holder)):
+        if found.layer is Layer.SYSROOT:
+            _sweep_helpers(tree, found, holder)
+        os.rmdir(found.stored, dir_fd=holder.fd)
+        if index is not None:
+            index.removed(holder.fd, found.stored)
+    _after_loss(tree, victim)
+
+
+_OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
+    """Remove the index file of a directory that the guest sees as empty."""
+    child = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=holder.fd))
+    inner = tree.walk.index(
+        Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits(child.fd))
+    )
+    if inner is not None:
+        for helper in inner.only_helpers(child.fd) or ():
+            os.unlink(helper, dir_fd=child.fd)
+
+
+@contextmanager
+def _held(*pairs: tuple[DirectoryIndex | None, Descriptor]) -> Iterator[None]:
+    """Hold the locks of the directories that have an index, in one order for everybody."""
+    wanted = {}
+    for index, holder in pairs:
+        if index is not None:
+            seen = os.fstat(holder.fd)
+            wanted[seen.st_dev, seen.st_ino] = (index, holder)
+    with ExitStack() as stack:
+        for _, (index, holder) in sorted(wanted.items(), key=lambda item: item[0]):
+            stack.enter_context(index.lock(holder.fd))
+        yield
+
+
+def rename(
+    tree: Tree,
+    old_parent_id: int,
+    old_name: bytes,
+    new_parent_id: int,
+    new_name: bytes,
+    flags: int,
+    caller: Caller,
+) -> None:
+    """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+    EXDEV from one layer to the other. EXCHANGE is EINVAL where the volume below cannot do it in
+    one call: two renames could be cut in half. Onto a name that only the host has, the sysroot's
+    entry goes into the sysroot and shadows it.
+    """
+    if flags & ~(linux.RENAME_NOREPLACE | linux.RENAME_EXCHANGE):
+        raise error(errno.EINVAL)
+    old_parent, new_parent = tree.inodes[old_parent_id], tree.inodes[new_parent_id]
+    source, source_dir = _removable(tree, old_parent, old_name, caller)
+    place = tree.place(new_parent)
+    target = tree.walk.step(place, new_name, caller)
+    if isinstance(target, Found) and target.holder is None:
+        raise error(errno.EBUSY)
+    if isinstance(target, Absent):
+        if flags & linux.RENAME_EXCHANGE:
+            raise error(errno.ENOENT)
+        _check_new(tree, place, target)
+    elif flags & linux.RENAME_NOREPLACE:
+        raise error(errno.EEXIST)
+    tree.check_writable(place.layer)
+    _check_policy(tree, source, old_parent, old_name, new_parent, new_name)
+    if source.layer is not place.layer:
+        raise error(errno.EXDEV)
+    if flags & linux.RENAME_EXCHANGE:
+        assert isinstance(target, Found)
+        _exchange(tree, (old_parent, old_name, source), (new_parent, new_name, target))
+        return
+    old_index = _index_of(tree, old_parent, source)
+    new_index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
+    into = place.descriptor
+    assert into is not None
+    if isinstance(target, Found) and target.layer is not place.layer:
+        _check_shadowing(tree, source, target)
+        target = Absent(Verdict.ABSENT)
+    moving = tree.known(old_parent, source)
+    victim = None
+    if isinstance(target, Found):
+        if target.holder is not None:
+            into = target.holder
+        if (target.layer, into.fd, target.stored) == (source.layer, source_dir.fd, source.stored):
+            return
+        victim = _before_loss(tree, new_parent, target)
+    with _held((old_index, source_dir), (new_index, into)):
+        stored = _move(tree, source, source_dir, target, into, new_index, new_name, flags)
+        if old_index is not None:
+            old_index.removed(source_dir.fd, source.stored)
+        if new_index is not None:
+            new_index.added(into.fd, stored)
+    _after_loss(tree, victim)
+    if moving is not None:
+        tree.inodes.move(moving, new_parent, new_name, stored)
+        _tell(tree, moving, new_parent, new_name)
+
+
+def _tell(tree: Tree, moved: Inode, parent: Inode, name: bytes) -> None:
+    """What the kernel remembers below a directory that moved was found at another path."""
+    if moved.is_directory and moved.layer is Layer.SYSROOT:
+        tree.forget_twins()
+        tree.forgotten.append((parent.id, name))
+
+
+def _move(
+    tree: Tree,
+    source: Found,
+    source_dir: Descriptor,
+    target: Found | Absent,
+    into: Descriptor,
+    index: DirectoryIndex | None,
+    name: bytes,
+    flags: int,
+) -> bytes:
+    """Make the call, under the locks. The stored name of *name* afterwards."""
+
+    def move(stored: bytes) -> None:
+        _rename_lower(source_dir, source.stored, into, stored, flags)
+
+    if isinstance(target, Found):
+        assert target.stat is not None
+        if target.layer is Layer.SYSROOT and stat_module.S_ISDIR(target.stat.mode):
+            _sweep_helpers(tree, target, into)
+        move(target.stored)
+        return target.stored
+    if index is None:
+        move(name)
+        return name
+    if index.find(into.fd, name)[0] is not None:
+        # Another mount was faster: the walk of the guest's kernel is repeated on ESTALE.
+        raise error(errno.ESTALE)
+    stored, _ = index.store(into.fd, name, move, exclusive=False)
+    return _prettify(index, into, name, stored)
+
+
+def _prettify(index: DirectoryIndex, into: Descriptor, name: bytes, stored: bytes) -> bytes:
+    """Take the literal name where the slot has become free (a rename that only changed case).
+
+    The escape is the temporary name of such a rename: at every moment the guest's name is whole.
+    """
+    if stored == name or not may_be_literal(name, index.traits, index.policy):
+        return stored
+    if look(into.fd, name) is not None:
+        return stored
+    try:
+        os.rename(stored, name, src_dir_fd=into.fd, dst_dir_fd=into.fd)
+    except OSError:
+        return stored
+    index.removed(into.fd, stored)
+    index.scan(into.fd)
+    return name
+
+
+def _rename_lower(
+    source_dir: Descriptor, source: bytes, into: Descriptor, stored: bytes, flags: int
+) -> None:
+    try:
+        linux.renameat2(source_dir.fd, source, into.fd, stored, flags)
+    except OSError as failure:
+        if failure.errno != errno.EINVAL or flags != linux.RENAME_NOREPLACE:
+            raise
+        # The volume has no such flag. The directory's lock keeps other mounts away.
+        if look(into.fd, stored) is not None:
+            raise error(errno.EEXIST) from None
+        linux.renameat2(source_dir.fd, source, into.fd, stored)
+
+
+def _exchange(
+    tree: Tree, one: tuple[Inode, bytes, Found], other: tuple[Inode, bytes, Found]
+) -> None:
+    (parent_1, name_1, found_1), (parent_2, name_2, found_2) = one, other
+    if found_1.layer is not found_2.layer:
+        raise error(errno.EXDEV)
+    assert found_1.holder is not None and found_2.holder is not None
+    known_1, known_2 = tree.known(parent_1, found_1), tree.known(parent_2, found_2)
+    linux.renameat2(
+        found_1.holder.fd, found_1.stored, found_2.holder.fd, found_2.stored,
+        linux.RENAME_EXCHANGE,
+    )  # fmt: skip
+    for inode, parent, name, found in (
+        (known_1, parent_2, name_2, found_2),
+        (known_2, parent_1, name_1, found_1),
+    ):
+        if inode is not None:
+            tree.inodes.move(inode, parent, name, found.stored)
+            _tell(tree, inode, parent, name)
+
+
+def _check_policy(
+    tree: Tree, source: Found, old: Inode, old_name: bytes, new: Inode, new_name: bytes
+) -> None:
+    """A host directory with a shut place inside must not be moved to where that is open."""
+    if tree.rules.trivial or source.layer is not Layer.HOST:
+        return
+    for parent, name in ((old, old_name), (new, new_name)):
+        if tree.rules.shuts_below(parent.path() + b"/" + name):
+            raise error(errno.EACCES)
+
+
+def _check_shadowing(tree: Tree, source: Found, target: Found) -> None:
+    """What rename(2) would say of a target that only the host has, before it is shadowed."""
+    assert source.stat is not None and target.stat is not None and target.holder is not None
+    source_is_dir = stat_module.S_ISDIR(source.stat.mode)
+    target_is_dir = stat_module.S_ISDIR(target.stat.mode)
+    if source_is_dir and not target_is_dir:
+        raise error(errno.ENOTDIR)
+    if target_is_dir and not source_is_dir:
+        raise error(errno.EISDIR)
+    if target_is_dir:
+        inner = Descriptor(os.open(target.stored, _OPEN_DIR, dir_fd=target.holder.fd))
+        if listing.names_in(inner):
+            raise error(errno.ENOTEMPTY)
