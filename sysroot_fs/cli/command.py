@@ -1,0 +1,115 @@
+"""`main`: from the arguments to an exit status, and no traceback on the way.
+
+0 is success, 1 that something could not be done, 2 that the command line is wrong, 130 that the
+user pressed ^C.
+"""
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from sysroot_fs import __version__
+from sysroot_fs.cli import doctor, machine, mount, resolve
+from sysroot_fs.cli.daemon import sentence
+from sysroot_fs.cli.errors import CommandError, UsageError
+
+DESCRIPTION = """\
+Use a directory that holds a Linux guest root (a "sysroot") as if it were laid over this machine's
+own files: what the sysroot has is the guest's, what it lacks is the host's. The names in it are
+byte-exact Linux names even on a volume that takes Foo and foo for one name.
+"""
+
+EXAMPLES = """\
+examples:
+  sysroot-fs doctor guest               can ./guest be mounted here, and what would it cost?
+  sysroot-fs mount guest /mnt/guest     show it at /mnt/guest
+  chroot /mnt/guest /bin/sh             look around in it
+  sysroot-fs resolve guest /etc/hosts   where does this path of the guest's lead?
+  fusermount3 -u /mnt/guest             unmount it
+
+`sysroot-fs VERB --help` says more about one verb.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are UsageError, one sentence, instead of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (`{self.prog} --help` says more)")
+
+
+def versions() -> str:
+    """What `--version` says: everything that a report about a problem needs."""
+    return (
+        f"sysroot-fs {__version__}, pyfuse3 {machine.pyfuse3_version() or 'missing'}, "
+        f"libfuse {machine.libfuse_version() or 'missing'}, kernel {machine.kernel()}"
+    )
+
+
+class _Version(argparse.Action):
+    """Print the versions, which are looked up only when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(versions())
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, for `main` and whatever documents it."""
+    parser: argparse.ArgumentParser = _Parser(
+        prog="sysroot-fs",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="the versions of all the parts, then exit"
+    )
+    # The verbs' parsers are of the same class: argparse takes it from here.
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    mount.add_parser(verbs)
+    resolve.add_parser(verbs)
+    doctor.add_parser(verbs)
+    return parser
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except SystemExit as error:
+        # --help and --version end so.
+        sys.stdout.flush()
+        return error.code if isinstance(error.code, int) else 0
+    return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; `argv` is without the program's name. The value is the exit status."""
+    # Paths that are not UTF-8 come out as the bytes that they are.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else None)
+    try:
+        return _run(argv)
+    except BrokenPipeError:
+        # `sysroot-fs doctor X | head`: nobody listens any more, and the interpreter's own flush
+        # at exit must not complain about it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except CommandError as error:
+        print(f"sysroot-fs: {error}", file=sys.stderr)
+        return error.status
+    except (Exception, BaseExceptionGroup) as error:
+        if os.environ.get("SYSROOT_FS_TRACEBACK"):
+            raise
+        print(
+            f"sysroot-fs: {sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,172 @@
+"""A server in the background whose start is still the shell's business.
+
+`run_detached` forks once. The child does the work in a session of its own; the parent waits on
+a pipe for one message and turns it into its own result, so that the shell learns from the exit
+status whether the mount is up. Call it before anything has started a thread: only the thread
+that forks lives on in the child, and locks that others held stay locked.
+
+The message is `R` (ready) or `E` and a sentence; end of file without either means that the
+child died, and its wait status says how.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Self, final
+
+from sysroot_fs.cli.errors import CommandError, MountFailed
+from sysroot_fs.cli.text import reason, shown
+
+Ready = Callable[[], None]
+Work = Callable[[Ready], None]
+
+READY = b"R"
+ERROR = b"E"
+
+log = logging.getLogger(__name__)
+
+
+def sentence(error: BaseException) -> str:
+    """An exception as a sentence for the user."""
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return sentence(error.exceptions[0])
+    if isinstance(error, CommandError):
+        return str(error)
+    if isinstance(error, OSError):
+        name = error.filename
+        where = f": {shown(os.fsencode(name))}" if isinstance(name, str | bytes) else ""
+        return reason(error) + where
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@final
+class ErrorsHeldBack:
+    """While it lasts, what C code writes to descriptor 2 is kept: `said` gives it back.
+
+    libfuse says why a mount failed on stderr and nowhere else. The user gets it inside our one
+    sentence instead of beside it. `release` ends it early; leaving the block ends it anyway.
+    """
+
+    def __init__(self) -> None:
+        sys.stderr.flush()
+        self._kept = os.dup(2)
+        self._held = os.memfd_create("stderr")
+        self._released = False
+        os.dup2(self._held, 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        os.close(self._held)
+
+    def release(self) -> None:
+        """Give descriptor 2 back."""
+        if not self._released:
+            self._released = True
+            sys.stderr.flush()
+            os.dup2(self._kept, 2)
+            os.close(self._kept)
+
+    def said(self) -> str:
+        """What was written, on one line."""
+        sys.stderr.flush()
+        # The offset is shared with the writers, so it is not moved: pread.
+        text = os.pread(self._held, 65536, 0).decode("utf-8", "replace")
+        return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _to_null(*descriptors: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+def _tell(pipe: int, message: bytes) -> None:
+    # The parent may be gone (^C): the work goes on, there is nobody to tell.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, message)
+
+
+def _child(work: Work, pipe: int) -> int:
+    """The child's whole life; the value is its exit status."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            _tell(pipe, READY)
+            os.close(pipe)
+
+    try:
+        os.setsid()
+        os.chdir("/")
+        _to_null(0, 1, 2)
+        work(ready)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            error = MountFailed("the server ended before the mount was up")
+        if told:
+            log.critical("the server died: %s", sentence(error), exc_info=error)
+        else:
+            log.error("%s", sentence(error), exc_info=error)
+            # At most PIPE_BUF, which is written whole or not at all.
+            _tell(pipe, (ERROR + sentence(error).encode("utf-8", "surrogateescape"))[:4096])
+        return 1
+    if not told:
+        _tell(pipe, ERROR + b"the server ended before the mount was up")
+        return 1
+    return 0
+
+
+def _how_it_died(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(number).name}"
+        return f"killed by signal {number}"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def run_detached(work: Work) -> None:
+    """Run `work` in the background; return when it has called the function that it is given.
+
+    Raises MountFailed with the child's sentence when it fails before that, whatever way it
+    does. Interrupted while it waits, it ends the child as well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(reader)
+            status = _child(work, writer)
+            logging.shutdown()
+        finally:
+            # Never back into the caller: it has the parent's exit handlers and buffers.
+            os._exit(status)
+    os.close(writer)
+    try:
+        with open(reader, "rb") as pipe:
+            message = pipe.read()
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        raise
+    if message.startswith(READY):
+        return
+    _, status = os.waitpid(pid, 0)
+    if message.startswith(ERROR):
+        raise MountFailed(message[1:].decode("utf-8", "surrogateescape"))
+    raise MountFailed(f"the server died before the mount was up ({_how_it_died(status)})")

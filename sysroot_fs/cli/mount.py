@@ -1,0 +1,152 @@
+"""`sysroot-fs mount`: check everything, go to the background, serve until unmounted.
+
+The order matters: what can be checked is checked in the process that the user started; then it
+forks, before the binding or the event loop can start a thread; then the child opens the roots
+and mounts, and the parent exits with what came of it.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from sysroot_fs.cli import daemon, machine, preflight
+from sysroot_fs.cli.errors import MountFailed
+from sysroot_fs.cli.logs import choose_handler, open_log, start_logging
+from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
+from sysroot_fs.cli.text import absolute, shown
+from sysroot_fs.cli.trees import open_tree
+
+EXAMPLES = """\
+examples:
+  sysroot-fs mount guest /mnt/guest
+      the guest root in ./guest, over this machine's own files
+  sysroot-fs mount guest /mnt/guest -o ro,fallback=none
+      the guest root alone, unchangeable
+  sysroot-fs mount guest /mnt/guest --fallback safe --host-writes ro
+      the host's files too, but never its programs, and only to read
+  fusermount3 -u /mnt/guest
+      unmount it (umount does it as well, for root)
+"""
+
+
+def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "mount",
+        help="show a guest root over the host at a directory",
+        description="Show the guest root SYSROOT at the directory MOUNTPOINT, with the host's\n"
+        "files where the guest root has none. The command returns when the mount is up.",
+        epilog=f"{describe()}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("sysroot", metavar="SYSROOT", help="the directory that holds the guest")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
+    parser.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in the foreground until unmounted"
+    )
+    parser.add_argument(
+        "-d", "--debug", action="store_true", help="log everything; stays in the foreground too"
+    )
+    add_options(parser, Group)
+    parser.set_defaults(run=run)
+
+
+def escaped(value: bytes) -> str:
+    """`value` inside a libfuse option: ASCII, with commas and backslashes taken literally.
+
+    libfuse reads `\\ooo` as a byte in octal (its fuse_opt.c), and pyfuse3 hands on ASCII only.
+    """
+    return "".join(
+        chr(byte) if 0x20 < byte < 0x7F and byte not in b",\\" else f"\\{byte:03o}"
+        for byte in value
+    )
+
+
+def fuse_options(settings: Settings, sysroot: bytes) -> list[str]:
+    """The settings that are libfuse's business, in its words."""
+    options = [
+        f"fsname={escaped(settings.fsname or sysroot)}",
+        f"subtype={escaped(settings.subtype)}",
+        "default_permissions",
+        "suid" if settings.suid else "nosuid",
+        "dev" if settings.dev else "nodev",
+    ]
+    if not settings.exec:
+        options.append("noexec")
+    if settings.noatime:
+        options.append("noatime")
+    if settings.read_only:
+        options.append("ro")
+    if settings.allow_other:
+        options.append("allow_other")
+    if settings.auto_unmount:
+        options.append("auto_unmount")
+    if settings.max_read is not None:
+        options.append(f"max_read={settings.max_read}")
+    return options
+
+
+def _serve(
+    sysroot: bytes,
+    mountpoint: bytes,
+    settings: Settings,
+    debug: bool,
+    ready: Callable[[], None],
+) -> None:
+    """Open the tree, mount it, serve it; raises a CommandError when the mount does not come up."""
+    machine.load_binding()
+    from sysroot_fs.fuse import serve
+
+    tree = open_tree(sysroot, settings)
+    up = False
+    try:
+        with daemon.ErrorsHeldBack() as held:
+
+            def on_ready() -> None:
+                nonlocal up
+                up = True
+                # From here on descriptor 2 is the user's again, or /dev/null.
+                held.release()
+                ready()
+
+            try:
+                serve(tree, mountpoint, fuse_options(settings, sysroot), on_ready, debug)
+            except (Exception, SystemExit) as error:
+                if up:
+                    raise MountFailed(
+                        f"the server of {shown(mountpoint)} stopped: {daemon.sentence(error)}"
+                    ) from error
+                because = held.said() or daemon.sentence(error)
+                raise MountFailed(f"{shown(mountpoint)} cannot be mounted on: {because}") from error
+    finally:
+        tree.close()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mount; the value is the exit status."""
+    settings = collect(arguments.settings or (), privileged=os.geteuid() == 0)
+    sysroot = absolute(os.fsencode(arguments.sysroot))
+    mountpoint = absolute(os.fsencode(arguments.mountpoint))
+    preflight.check_all(sysroot, mountpoint, settings)
+    log_file = open_log(settings.log) if settings.log is not None else None
+    if not preflight.is_empty(mountpoint):
+        print(
+            f"sysroot-fs: note: {shown(mountpoint)} is not empty; what it holds is hidden until "
+            "it is unmounted",
+            file=sys.stderr,
+        )
+    foreground = arguments.foreground or arguments.debug
+
+    def work(ready: Callable[[], None]) -> None:
+        start_logging(choose_handler(log_file, foreground), arguments.debug)
+        _serve(sysroot, mountpoint, settings, arguments.debug, ready)
+        logging.getLogger(__name__).info("%s is unmounted", shown(mountpoint))
+
+    if foreground:
+        work(lambda: None)
+    else:
+        daemon.run_detached(work)
+    return 0

@@ -1,0 +1,41 @@
+"""Paths and errors as people read them.
+
+Names are bytes and may hold anything but `/` and NUL. What is shown must stay on one line and
+must not move the terminal's cursor, so everything unprintable is shown as an escape.
+"""
+
+import errno
+import os
+
+
+def shown(path: bytes) -> str:
+    """`path` for a sentence: UTF-8 where it is that, `\\xNN` for every other byte."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def reason(error: OSError) -> str:
+    """What the system said, in lower case: `permission denied`."""
+    if error.errno is None:
+        return str(error)
+    text = os.strerror(error.errno)
+    return text[:1].lower() + text[1:]
+
+
+def errno_name(number: int) -> str:
+    """`ENOENT` for 2; the number itself where it has no name."""
+    return errno.errorcode.get(number, str(number))
+
+
+def absolute(path: bytes) -> bytes:
+    """`path` made absolute against the working directory, which a daemon leaves.
+
+    `..` is taken out through the real path: taking it out of the text alone goes wrong after a
+    symlink.
+    """
+    joined = os.path.join(os.getcwdb(), path)
+    if b".." in joined.split(b"/"):
+        return os.path.realpath(joined)
+    return os.path.normpath(joined).replace(b"//", b"/")
