@@ -1,0 +1,319 @@
+"""The door for pyfuse3: its calls and types on one side, the tree on the other, nothing else.
+
+Every handler answers at once and never awaits, except for fsync, which really blocks and goes to
+a thread. An OSError from the tree is the guest's errno; anything else is a bug in a handler: it
+is logged with its traceback, the guest gets EIO, and the mount goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+
+from sidecar.linux import Stat
+from sidecar.twin import Caller
+from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
+from sysroot_fs.tree.attributes import Changes
+from sysroot_fs.tree.files import Handle
+from sysroot_fs.tree.listing import Listing
+from sysroot_fs.tree.lookup import Miss
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _fail(name: str, failure: Exception) -> NoReturn:
+    if isinstance(failure, FUSEError):
+        raise failure
+    if isinstance(failure, OSError) and failure.errno:
+        if failure.errno in (errno.EIO, errno.ENOTCONN):
+            log.error("%s: %s", name, failure)
+        # A volume whose server died answers ENOTCONN, which the guest would take for a socket's.
+        number = errno.EIO if failure.errno == errno.ENOTCONN else failure.errno
+        raise FUSEError(number) from None
+    log.error("a bug in %s; the guest gets EIO", name, exc_info=failure)
+    raise FUSEError(errno.EIO) from None
+
+
+def _answering(
+    handler: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn what a handler raises into an errno."""
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except Exception as failure:
+            _fail(handler.__name__, failure)
+
+    return answer
+
+
+def _caller(ctx: RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
+
+
+class Door(pyfuse3.Operations):
+    """The request handlers over one tree."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self.tree = tree
+        self._attr_timeout = tree.config.attr_timeout
+        self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, Listing] = {}
+        self._next = 1
+        self._late_errors = tree.late_errors
+
+    # --- small conversions -------------------------------------------------------------------
+
+    def _attributes(self, number: int, stat: Stat, entry_timeout: float) -> EntryAttributes:
+        entry: Any = EntryAttributes()
+        entry.st_ino = number
+        entry.generation = 0
+        entry.entry_timeout = entry_timeout
+        entry.attr_timeout = self._attr_timeout
+        entry.st_mode = stat.mode
+        entry.st_nlink = stat.nlink
+        entry.st_uid = stat.uid
+        entry.st_gid = stat.gid
+        entry.st_rdev = stat.rdev
+        entry.st_size = stat.size
+        entry.st_blksize = stat.blksize
+        entry.st_blocks = stat.blocks
+        entry.st_atime_ns = stat.atime_ns
+        entry.st_mtime_ns = stat.mtime_ns
+        entry.st_ctime_ns = stat.ctime_ns
+        return entry  # type: ignore[no-any-return]
+
+    def _entry(self, entry: Entry) -> EntryAttributes:
+        return self._attributes(entry.inode.id, entry.stat, entry.timeout)
+
+    def _keep(self, handle: Handle) -> FileInfo:
+        number = self._next
+        self._next += 1
+        self._handles[number] = handle
+        return FileInfo(fh=number, keep_cache=True)
+
+    def _tell_kernel(self) -> None:
+        # From a thread of the binding: the kernel holds the directory while this request lasts.
+        forgotten = self.tree.forgotten
+        while forgotten:
+            parent, name = forgotten.pop()
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    # --- names -------------------------------------------------------------------------------
+
+    @_answering
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        found = lookup.lookup(self.tree, parent, name, _caller(ctx))
+        if isinstance(found, Miss):
+            if found.timeout == 0:
+                raise FUSEError(errno.ENOENT)
+            # An entry with inode zero is a negative answer that the kernel remembers.
+            missing: Any = EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = found.timeout
+            return missing  # type: ignore[no-any-return]
+        return self._entry(found)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        try:
+            lookup.forget(self.tree, inode_list)
+        except Exception:
+            log.exception("a bug in forget")
+
+    @_answering
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return attributes.readlink(self.tree, inode)
+
+    @_answering
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(mutations.mknod(self.tree, parent, name, mode, rdev, _caller(ctx)))
+
+    @_answering
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(mutations.mkdir(self.tree, parent, name, mode, _caller(ctx)))
+
+    @_answering
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(mutations.symlink(self.tree, parent, name, target, _caller(ctx)))
+
+    @_answering
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(mutations.link(self.tree, inode, new_parent, new_name, _caller(ctx)))
+
+    @_answering
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        mutations.unlink(self.tree, parent, name, _caller(ctx))
+
+    @_answering
+    async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        mutations.rmdir(self.tree, parent, name, _caller(ctx))
+
+    @_answering
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        mutations.rename(self.tree, parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
+        self._tell_kernel()
+
+    # --- attributes --------------------------------------------------------------------------
+
+    @_answering
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(inode, attributes.getattr_(self.tree, inode), 0)
+
+    @_answering
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        handle = None if fh is None else self._handles.get(fh)
+        fd = handle.descriptor.fd if handle is not None and handle.writable else None
+        return self._attributes(inode, attributes.setattr_(self.tree, inode, changes, fd), 0)
+
+    @_answering
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return attributes.getxattr(self.tree, inode, name)
+
+    @_answering
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        attributes.setxattr(self.tree, inode, name, value)
+
+    @_answering
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return attributes.listxattr(self.tree, inode, _caller(ctx))
+
+    @_answering
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        attributes.removexattr(self.tree, inode, name)
+
+    @_answering
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        below = attributes.statfs(self.tree)
+        answer: Any = StatvfsData()
+        for name in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_favail",
+        ):  # fmt: skip
+            setattr(answer, name, getattr(below, name))
+        answer.f_namemax = 255
+        return answer  # type: ignore[no-any-return]
+
+    # --- files -------------------------------------------------------------------------------
+
+    @_answering
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return self._keep(files.open_file(self.tree, inode, flags))
+
+    @_answering
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, entry = mutations.create(self.tree, parent, name, mode, flags, _caller(ctx))
+        return self._keep(handle), self._entry(entry)
+
+    @_answering
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return files.read(self._handles[fh], off, size)
+
+    @_answering
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return files.write(self._handles[fh], off, buf)
+
+    @_answering
+    async def flush(self, fh: int) -> None:
+        if not self._late_errors:
+            # The kernel asks no more; local volumes report their errors at write.
+            raise FUSEError(errno.ENOSYS)
+        files.flush(self._handles[fh])
+
+    @_answering
+    async def release(self, fh: int) -> None:
+        del self._handles[fh]
+
+    @_answering
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await trio.to_thread.run_sync(files.sync, self._handles[fh], datasync)
+
+    # --- directories -------------------------------------------------------------------------
+
+    @_answering
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        number = self._next
+        self._next += 1
+        self._listings[number] = listing.open_listing(self.tree, inode, _caller(ctx))
+        return number
+
+    @_answering
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handed_on = False
+        try:
+            for name, entry, offset in listing.read(self.tree, self._listings[fh], start_id):
+                counted = name not in (b".", b"..")
+                if not pyfuse3.readdir_reply(token, name, self._entry(entry), offset):
+                    if counted:
+                        self.tree.inodes.forget(entry.inode.id, 1)
+                    break
+                handed_on = True
+        except OSError:
+            # What was handed on carries lookups: an error now would lose their count. The kernel
+            # comes back for the rest and meets the error first.
+            if not handed_on:
+                raise
+
+    @_answering
+    async def releasedir(self, fh: int) -> None:
+        del self._listings[fh]
+
+    @_answering
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        files.sync_directory(self.tree, self._listings[fh].inode)
+
+    def stacktrace(self) -> None:
+        """Not for guests: any program could fill the log with it."""
+
+    def init(self) -> None:
+        """Files get exactly the modes asked for: the guest's kernel has applied its umask."""
+        os.umask(0)
