@@ -334,6 +334,11 @@ class DirectoryIndex:
                     rows[add[0]] = add[1]
                 if drop is not None:
                     rows.pop(drop, None)
+                if not rows:
+                    os.unlink(INDEX_FILE, dir_fd=dirfd)
+                    self.rows = rows
+                    self.names.discard(INDEX_FILE)
+                    return
                 fd = os.open(
                     temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600, dir_fd=dirfd
                 )

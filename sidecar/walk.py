@@ -176,6 +176,13 @@ class Walk:
             known = self._volumes[device] = volume.probe(dirfd)
         return known
 
+    def traits_below(self, dirfd: int) -> Traits:
+        """As `traits`, for a volume met on the way: EIO where it cannot be measured."""
+        try:
+            return self.traits(dirfd)
+        except volume.ProbeError as failure:
+            raise OSError(errno.EIO, str(failure)) from None
+
     def index(self, place: Place) -> DirectoryIndex | None:
         """The index of a sysroot directory, None where stored names are guest names."""
         if place.traits is None or not needs_index(place.traits, self.policy):
@@ -190,22 +197,20 @@ class Walk:
         descriptor = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
         if found.layer is Layer.HOST:
             return Place(Layer.HOST, descriptor, place.mapped, lambda: path, lambda: None)
-
-        def below() -> Twin | None:
-            above = None if found.mapped else place.twin()
-            return None if above is None else twin.child_twin(above, name)
-
-        traits = self.traits(descriptor.fd)
-        return Place(Layer.SYSROOT, descriptor, found.mapped, lambda: path, below, traits)
+        # At once, not when asked for: a chain of questions would be as deep as the tree.
+        above = None if found.mapped else place.twin()
+        beside = None if above is None else twin.child_twin(above, name)
+        traits = self.traits_below(descriptor.fd)
+        return Place(Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits)
 
     # --- one step ----------------------------------------------------------------------------
 
     def step(self, place: Place, name: bytes, caller: Caller = ROOT) -> Found | Absent:
         """What *name* is in *place*, for *caller*.
 
-        Raises OSError(ENAMETOOLONG) past 255 bytes, `index.DamagedIndex` (EIO), EACCES where the
-        caller may not search the twin, and whatever the volume answers; never turns an error
-        into an absence.
+        Raises OSError(ENAMETOOLONG) past 255 bytes, `index.DamagedIndex` (EIO), and whatever the
+        volume answers; never turns an error into an absence. A caller that may not search the
+        twin finds nothing on the host, and that answer is for this caller alone.
         """
         if len(name) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -260,7 +265,8 @@ class Walk:
             return Absent(Verdict.ABSENT)
         private = bool(beside.guards)
         if private and not beside.admits(caller):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            # Not EACCES: the sysroot's directory is the caller's to use, only the host's is not.
+            return Absent(Verdict.POLICY, private)
         return self._host_step(beside.descriptor, name, False, private)
 
     def _host_step(

@@ -50,6 +50,7 @@ def test_key_is_a_fixed_point_of_canonical_caseless_matching(name: str) -> None:
 
     folded = key(name.encode())
     assert folded == nfd(nfd(name).casefold()).encode()
+    assert key(folded) == folded
     for form in ("NFC", "NFD"):
         again = unicodedata.normalize(form, name)  # type: ignore[arg-type, unused-ignore]
         assert key(again.encode()) == folded

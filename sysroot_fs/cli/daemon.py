@@ -49,14 +49,16 @@ class ErrorsHeldBack:
 
     libfuse says why a mount failed on stderr and nowhere else. The user gets it inside our one
     sentence instead of beside it. `release` ends it early; leaving the block ends it anyway.
+    With `active` false nothing is kept: who debugs wants to see everything as it comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, active: bool = True) -> None:
         sys.stderr.flush()
         self._kept = os.dup(2)
         self._held = os.memfd_create("stderr")
         self._released = False
-        os.dup2(self._held, 2)
+        if active:
+            os.dup2(self._held, 2)
 
     def __enter__(self) -> Self:
         return self

@@ -127,6 +127,13 @@ def volume_findings(traits: Traits) -> Iterator[Finding]:
         "kept",
         "names that end in a dot or a blank are stored escaped",
     )
+    yield yes(
+        "names of devices",
+        traits.device_names,
+        True,
+        "aux, nul and the like are names like others",
+        "aux, nul and the like are stored escaped",
+    )
     enough = traits.name_max >= 255
     yield row(
         "longest name",

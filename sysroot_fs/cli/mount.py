@@ -103,7 +103,7 @@ def _serve(
     tree = open_tree(sysroot, settings)
     up = False
     try:
-        with daemon.ErrorsHeldBack() as held:
+        with daemon.ErrorsHeldBack(active=not debug) as held:
 
             def on_ready() -> None:
                 nonlocal up

@@ -216,9 +216,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = verbs.add_parser(
         "resolve",
         help="say where a guest path leads, and why",
-        description="Walk each guest path as the mount would and show for every component which "
-        "layer answered, under which name it is stored, and why not the other layer. Nothing is "
-        "mounted or changed. The exit status is 0 if every path leads somewhere, else 1.",
+        description="Walk each guest path as the mount would and show for every component which\n"
+        "layer answered, under which name it is stored, and why not the other layer. Nothing\n"
+        "is mounted or changed. The exit status is 0 if every path leads somewhere, else 1.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -16,7 +16,6 @@ def open_tree(sysroot: bytes, settings: Settings) -> Tree:
     """Open the roots and probe the volume; raises SysrootError. The caller closes the tree."""
     # Imported here: help, usage errors and every early check answer without loading the tree.
     from sidecar.volume import ProbeError
-
     from sysroot_fs.tree import Tree, TreeConfig
 
     config = TreeConfig(

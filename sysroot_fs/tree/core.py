@@ -129,7 +129,7 @@ class Tree:
             inode.consulted(),
             inode.path,
             lambda: self.twin(inode),
-            self.walk.traits(descriptor.fd),
+            self.walk.traits_below(descriptor.fd),
         )
 
     def twin(self, inode: Inode) -> Twin | None:
@@ -181,7 +181,7 @@ class Tree:
         stat = found.stat
         if found.layer is Layer.SYSROOT:
             assert found.holder is not None
-            stable = self.walk.traits(found.holder.fd).stable_inodes
+            stable = self.walk.traits_below(found.holder.fd).stable_inodes
         else:
             stable = look.numbers_last(stat)
         inode = self.inodes.adopt(
@@ -202,7 +202,7 @@ class Tree:
             return None
         stat = found.stat
         if found.layer is Layer.SYSROOT and found.holder is not None:
-            stable = self.walk.traits(found.holder.fd).stable_inodes
+            stable = self.walk.traits_below(found.holder.fd).stable_inodes
         else:
             stable = look.numbers_last(stat)
         kind = stat_module.S_IFMT(stat.mode)

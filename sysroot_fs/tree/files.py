@@ -32,6 +32,11 @@ def backing_flags(flags: int) -> int:
     return (flags & _CARRIED) | os.O_CLOEXEC | os.O_NONBLOCK
 
 
+def is_writable(flags: int) -> bool:
+    """Whether a descriptor opened with *flags* can be written to."""
+    return (flags & os.O_ACCMODE) != os.O_RDONLY
+
+
 def open_file(tree: Tree, number: int, flags: int) -> Handle:
     """Open the inode *number*, itself and never what a name means by now.
 
@@ -41,8 +46,8 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     inode = tree.inodes[number]
     if inode.kind != stat_module.S_IFREG:
         raise error(errno.EINVAL)
-    writable = (flags & os.O_ACCMODE) != os.O_RDONLY or bool(flags & os.O_TRUNC)
-    if writable:
+    writable = is_writable(flags)
+    if writable or flags & os.O_TRUNC:
         tree.check_writable(inode.layer)
     held = tree.inodes.descriptor(inode)
     try:
@@ -54,18 +59,7 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
 
 def read(handle: Handle, offset: int, size: int) -> bytes:
     """At most *size* bytes from *offset*; fewer only at the end of the file."""
-    data = os.pread(handle.descriptor.fd, size, offset)
-    if not data or len(data) == size:
-        return data
-    parts = [data]
-    got = len(data)
-    while got < size:
-        data = os.pread(handle.descriptor.fd, size - got, offset + got)
-        if not data:
-            break
-        parts.append(data)
-        got += len(data)
-    return b"".join(parts)
+    return os.pread(handle.descriptor.fd, size, offset)
 
 
 def write(handle: Handle, offset: int, data: bytes) -> int:

@@ -102,7 +102,7 @@ def create(
             raise
     descriptor = Descriptor(fd)
     entry = tree.adopt(parent, name, found)
-    return Handle(entry.inode, descriptor, True), entry
+    return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
 
 
 def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) -> Entry:
@@ -179,7 +179,8 @@ def _before_loss(tree: Tree, parent: Inode, found: Found) -> Inode | None:
 def _after_loss(tree: Tree, inode: Inode | None) -> None:
     if inode is None or inode.descriptor is None:
         return
-    if inode.is_directory or os.fstat(inode.descriptor.fd).st_nlink == 0:
+    # Where the place identifies, the name was the last one: such volumes have no hard links.
+    if inode.is_directory or not inode.stable or os.fstat(inode.descriptor.fd).st_nlink == 0:
         tree.inodes.vanish(inode)
 
 
