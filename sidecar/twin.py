@@ -56,17 +56,24 @@ class Guard:
     mode: int
     has_acl: bool
 
-    def admits(self, caller: Caller) -> bool:
-        """Whether *caller* may search it. In doubt (an ACL) only its owner and root may."""
+    def grants(self, caller: Caller, wish: int) -> bool:
+        """Whether *caller* may do *wish*: 4 reads, 2 writes, 1 searches, or a sum of them.
+
+        In doubt (an ACL) only its owner and root may.
+        """
         if caller.uid == 0:
             return True
         if caller.uid == self.uid:
-            return bool(self.mode & 0o100)
+            return self.mode >> 6 & wish == wish
         if self.has_acl:
             return False
         if self.gid == caller.gid or self.gid in caller.groups():
-            return bool(self.mode & 0o010)
-        return bool(self.mode & 0o001)
+            return self.mode >> 3 & wish == wish
+        return self.mode & wish == wish
+
+    def admits(self, caller: Caller) -> bool:
+        """Whether *caller* may search it."""
+        return self.grants(caller, 1)
 
 
 @frozen(slots=True, eq=False)
@@ -82,16 +89,20 @@ class Twin:
         return all(guard.admits(caller) for guard in self.guards)
 
 
-def _guards(fd: int) -> tuple[Guard, ...]:
+def guard_of(fd: int) -> Guard:
+    """The rights on the directory behind *fd*."""
     stat = os.fstat(fd)
     try:
         os.getxattr(linux.fd_path(fd), b"system.posix_acl_access")
         has_acl = True
     except OSError:
         has_acl = False
-    if stat.st_mode & 0o001 and not has_acl:
-        return ()
-    return (Guard(stat.st_uid, stat.st_gid, stat.st_mode, has_acl),)
+    return Guard(stat.st_uid, stat.st_gid, stat.st_mode, has_acl)
+
+
+def _guards(fd: int) -> tuple[Guard, ...]:
+    guard = guard_of(fd)
+    return () if guard.mode & 0o001 and not guard.has_acl else (guard,)
 
 
 def root_twin(fd: Descriptor) -> Twin:

@@ -198,7 +198,8 @@ class Walk:
         if found.layer is Layer.HOST:
             return Place(Layer.HOST, descriptor, place.mapped, lambda: path, lambda: None)
         # At once, not when asked for: a chain of questions would be as deep as the tree.
-        above = None if found.mapped else place.twin()
+        shut = found.mapped or (place.is_root and name in VIRTUAL_TREES)
+        above = None if shut else place.twin()
         beside = None if above is None else twin.child_twin(above, name)
         traits = self.traits_below(descriptor.fd)
         return Place(Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits)

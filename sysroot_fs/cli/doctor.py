@@ -57,6 +57,17 @@ def _yes_no(
     return name, value, FINE if good else COSTS, fine if good else costs
 
 
+CONTROL: Final = bytes(range(1, 0x20))
+
+
+def _refused(refused: bytes) -> str:
+    """Refused characters; all the control characters together in words, not as 31 escapes."""
+    if not set(CONTROL) <= set(refused):
+        return shown(refused) or "none"
+    printable = shown(refused.translate(None, CONTROL))
+    return f"{printable} and control" if printable else "control"
+
+
 def volume_findings(traits: Traits) -> Iterator[Finding]:
     """The volume's traits, in the order of what they mean for a guest."""
 
@@ -116,7 +127,7 @@ def volume_findings(traits: Traits) -> Iterator[Finding]:
     refused = bytes(traits.refused)
     yield row(
         "refused characters",
-        shown(refused) or "none",
+        _refused(refused),
         COSTS if refused else FINE,
         "names with these are stored escaped" if refused else "every character is taken",
     )

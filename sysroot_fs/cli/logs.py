@@ -18,7 +18,7 @@ SYSLOG: Final = "/dev/log"
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def open_log(path: bytes) -> logging.Handler:
+def open_log(path: bytes) -> logging.FileHandler:
     """A handler that appends to `path`; raises LogError."""
     try:
         handler = logging.FileHandler(

@@ -15,7 +15,7 @@ from sysroot_fs.cli import daemon, machine, preflight
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
-from sysroot_fs.cli.text import absolute, shown
+from sysroot_fs.cli.text import absolute, reason, shown
 from sysroot_fs.cli.trees import open_tree
 
 EXAMPLES = """\
@@ -66,7 +66,11 @@ def escaped(value: bytes) -> str:
 
 
 def fuse_options(settings: Settings, sysroot: bytes) -> list[str]:
-    """The settings that are libfuse's business, in its words."""
+    """The settings that are libfuse's business, in its words.
+
+    max_read is left out: libfuse wants the same number from the binding's answer to INIT, where
+    pyfuse3 (3.5) cannot put it, and ends the session when they differ.
+    """
     options = [
         f"fsname={escaped(settings.fsname or sysroot)}",
         f"subtype={escaped(settings.subtype)}",
@@ -84,8 +88,6 @@ def fuse_options(settings: Settings, sysroot: bytes) -> list[str]:
         options.append("allow_other")
     if settings.auto_unmount:
         options.append("auto_unmount")
-    if settings.max_read is not None:
-        options.append(f"max_read={settings.max_read}")
     return options
 
 
@@ -125,6 +127,26 @@ def _serve(
         tree.close()
 
 
+def _note(text: str) -> None:
+    print(f"sysroot-fs: note: {text}", file=sys.stderr)
+
+
+def _check_answers(mountpoint: bytes) -> None:
+    """The mount is there and its server has answered a request; raises MountFailed.
+
+    A mount stands before the kernel and libfuse have agreed on a protocol, and when they do not
+    agree the server ends without an error.
+    """
+    name = shown(mountpoint)
+    try:
+        # Always sent to the server, unlike stat, and leaves nothing in the kernel's caches.
+        os.statvfs(mountpoint)
+    except OSError as error:
+        raise MountFailed(f"{name} was mounted, but does not answer: {reason(error)}") from error
+    if preflight.mount_at(os.path.realpath(mountpoint)) is None:
+        raise MountFailed(f"{name} was mounted, but its server ended at once (log=FILE says why)")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Mount; the value is the exit status."""
     settings = collect(arguments.settings or (), privileged=os.geteuid() == 0)
@@ -133,15 +155,16 @@ def run(arguments: argparse.Namespace) -> int:
     preflight.check_all(sysroot, mountpoint, settings)
     log_file = open_log(settings.log) if settings.log is not None else None
     if not preflight.is_empty(mountpoint):
-        print(
-            f"sysroot-fs: note: {shown(mountpoint)} is not empty; what it holds is hidden until "
-            "it is unmounted",
-            file=sys.stderr,
-        )
+        _note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
+    if settings.max_read is not None:
+        _note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
     foreground = arguments.foreground or arguments.debug
 
     def work(ready: Callable[[], None]) -> None:
         start_logging(choose_handler(log_file, foreground), arguments.debug)
+        if log_file is not None and log_file.stream is not None and not foreground:
+            # What libfuse has to say later goes where the rest of the log goes.
+            os.dup2(log_file.stream.fileno(), 2)
         _serve(sysroot, mountpoint, settings, arguments.debug, ready)
         logging.getLogger(__name__).info("%s is unmounted", shown(mountpoint))
 
@@ -149,4 +172,5 @@ def run(arguments: argparse.Namespace) -> int:
         work(lambda: None)
     else:
         daemon.run_detached(work)
+        _check_answers(mountpoint)
     return 0

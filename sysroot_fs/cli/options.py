@@ -207,7 +207,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "max_read",
         Kind.COUNT,
         Group.MOUNT,
-        "the longest read that the kernel sends",
+        "accepted, with a note that it has no effect: pyfuse3 cannot hand it on",
         sets="max_read",
         default="the kernel's",
         metavar="BYTES",

@@ -90,6 +90,9 @@ def check_mountpoint(path: bytes, subtype: bytes = b"sysroot") -> os.stat_result
     name = shown(path)
     try:
         found = os.stat(path)
+        # A server that was just killed is still remembered in the kernel's attribute cache;
+        # statfs(2) always asks the server.
+        os.statvfs(path)
     except FileNotFoundError as error:
         raise MountpointError(f"mountpoint {name} does not exist: create it first") from error
     except OSError as error:

@@ -196,18 +196,32 @@ def as_text(result: Answer) -> str:
     return "\n".join(lines)
 
 
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _leads_out(parts: list[bytes]) -> bool:
+    depth = 0
+    for part in parts:
+        depth += -1 if part == b".." else 1
+        if depth < 0:
+            return True
+    return False
+
+
 def strip_mountpoint(path: bytes, mountpoint: bytes) -> bytes:
     """The guest path of `path`, seen from outside below `mountpoint`; raises UsageError.
 
-    Links below the mountpoint are the guest's and are left to the walk, so the text decides.
+    Links below the mountpoint are the guest's, so what follows it is left to the walk as it is,
+    `..` and all; only a `..` that would lead out of the mount is not the guest's any more.
     """
-    outside = os.path.normpath(os.path.join(os.getcwdb(), path)).replace(b"//", b"/")
-    for top in (absolute(mountpoint), os.path.realpath(mountpoint)):
-        if outside == top:
-            return b"/"
-        prefix = top if top.endswith(b"/") else top + b"/"
-        if outside.startswith(prefix):
-            return b"/" + outside[len(prefix) :]
+    joined = os.path.join(os.getcwdb(), path)
+    slash = b"/" if path.endswith(b"/") else b""
+    for outside in (_parts(joined), _parts(os.path.normpath(joined))):
+        for top in (_parts(absolute(mountpoint)), _parts(os.path.realpath(mountpoint))):
+            inside = outside[len(top) :]
+            if outside[: len(top)] == top and not _leads_out(inside):
+                return b"/" + b"/".join(inside) + (slash if inside else b"")
     raise UsageError(f"{shown(path)} is not below the mountpoint {shown(mountpoint)}")
 
 

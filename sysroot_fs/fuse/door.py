@@ -70,9 +70,11 @@ class Door(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, ready: Callable[[], None]) -> None:
         super().__init__()
         self.tree = tree
+        self.negotiated = False
+        self._ready = ready
         self._attr_timeout = tree.config.attr_timeout
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
@@ -271,7 +273,7 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def release(self, fh: int) -> None:
-        del self._handles[fh]
+        files.release(self._handles.pop(fh))
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -315,5 +317,8 @@ class Door(pyfuse3.Operations):
         """Not for guests: any program could fill the log with it."""
 
     def init(self) -> None:
-        """Files get exactly the modes asked for: the guest's kernel has applied its umask."""
+        """The kernel and libfuse have agreed: the mount is really up."""
+        # Files get exactly the modes asked for: the guest's kernel has applied its umask.
         os.umask(0)
+        self.negotiated = True
+        self._ready()

@@ -14,6 +14,7 @@ from sysroot_fs.fuse.door import Door
 from sysroot_fs.tree import Tree
 
 log = logging.getLogger(__name__)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(
@@ -26,15 +27,23 @@ def serve(
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
     *fuse_options* are libfuse's. SIGTERM, SIGINT and SIGHUP unmount. Raises RuntimeError where
-    libfuse cannot mount (it has said why on standard error).
+    libfuse cannot mount (it has said why on standard error), or the kernel and libfuse do not
+    agree on a protocol.
     """
     options = set(fuse_options)
     if debug:
         options.add("debug")
-    pyfuse3.init(Door(tree), os.fsdecode(mountpoint), options)
+    # A signal between the mount and its handler would kill the server and leave a dead mount.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        door = Door(tree, ready)
+        pyfuse3.init(door, os.fsdecode(mountpoint), options)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     clean = False
     try:
-        trio.run(_main, ready)
+        trio.run(_main)
         clean = True
     finally:
         try:
@@ -44,12 +53,13 @@ def serve(
                 raise
             log.exception("unmounting failed")
         tree.close()
+    if not door.negotiated:
+        raise RuntimeError("the kernel and libfuse did not agree on a protocol")
 
 
-async def _main(ready: Callable[[], None]) -> None:
+async def _main() -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals)
-        ready()
         # One task reads: the handlers never await, so more would only hop.
         await pyfuse3.main(min_tasks=1, max_tasks=4)
         nursery.cancel_scope.cancel()
@@ -58,7 +68,8 @@ async def _main(ready: Callable[[], None]) -> None:
 async def _watch_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+    with trio.open_signal_receiver(*_ENDING) as received:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         task_status.started()
         async for number in received:
             log.info("%s: unmounting", signal.Signals(number).name)

@@ -37,6 +37,8 @@ def getattr_(tree: Tree, number: int) -> Stat:
 def _stat(tree: Tree, inode: Inode) -> Stat:
     if inode.layer is Layer.VIRTUAL:
         return virtual_stat()
+    if inode.pinned:
+        return linux.statx(inode.reach().fd, b"", linux.AT_EMPTY_PATH)
     if inode.descriptor is not None:
         return linux.statx(inode.descriptor.fd, b"", linux.AT_EMPTY_PATH)
     try:
@@ -53,7 +55,7 @@ def setattr_(tree: Tree, number: int, changes: Changes, fd: int | None = None) -
     """Change an inode, through the open descriptor *fd* where there is one; its new attributes."""
     inode = tree.inodes[number]
     tree.check_writable(inode.layer)
-    held = tree.inodes.descriptor(inode)
+    held = inode.reach() if inode.pinned else tree.inodes.descriptor(inode)
     path = fd_path(held.fd)
     if changes.size is not None:
         if inode.kind != stat_module.S_IFREG:

@@ -23,7 +23,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
 from sidecar.twin import Twin
-from sidecar.walk import Found, Layer, Place, Walk
+from sidecar.walk import VIRTUAL_TREES, Found, Layer, Place, Walk
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
 
@@ -147,7 +147,8 @@ class Tree:
             way = [inode]
             while way[-1].parent is not None:
                 way.append(way[-1].parent)
-            found = self._root_place.twin()
+            if way[-2].name not in VIRTUAL_TREES:
+                found = self._root_place.twin()
             for step in reversed(way[:-1]):
                 if found is None:
                     break

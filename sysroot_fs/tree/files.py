@@ -54,7 +54,15 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
         fd = os.open(fd_path(held.fd), backing_flags(flags))
     except FileNotFoundError:
         raise error(errno.ESTALE) from None
-    return Handle(inode, Descriptor(fd), writable)
+    descriptor = Descriptor(fd)
+    inode.opened += (descriptor,)
+    return Handle(inode, descriptor, writable)
+
+
+def release(handle: Handle) -> None:
+    """The guest closed the file."""
+    inode = handle.inode
+    inode.opened = tuple(one for one in inode.opened if one is not handle.descriptor)
 
 
 def read(handle: Handle, offset: int, size: int) -> bytes:

@@ -52,6 +52,13 @@ class Inode:
     mapped: bool | None = None
     descriptor: Descriptor | None = None
     pinned: bool = False
+    opened: tuple[Descriptor, ...] = ()
+    """The descriptors of open files: all that is left of it on a volume that forgets."""
+
+    def reach(self) -> Descriptor:
+        """The descriptor to ask after its name went away; an open file's where there is one."""
+        assert self.descriptor is not None
+        return self.opened[-1] if self.opened else self.descriptor
 
     @property
     def is_directory(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from attrs import define
 
 from sidecar.descriptor import Descriptor
-from sidecar.twin import Caller
+from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Layer
 from sysroot_fs.tree.attributes import getattr_
 from sysroot_fs.tree.core import Entry, Tree
@@ -59,7 +59,8 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
         names = [name for name, _ in index.listing(place.fd)]
     if tree.config.listing == "union" and place.layer is Layer.SYSROOT and not place.mapped:
         beside = place.twin()
-        if beside is not None and beside.admits(caller):
+        readable = beside is not None and guard_of(beside.descriptor.fd).grants(caller, 4)
+        if beside is not None and readable and beside.admits(caller):
             held = set(names)
             names += [name for name in names_in(beside.descriptor) if name not in held]
     return names

@@ -21,7 +21,7 @@ from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path
 from sidecar.look import attributes
 from sidecar.naming import may_be_literal
-from sidecar.twin import Caller
+from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
 from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Entry, Tree, error
@@ -102,6 +102,7 @@ def create(
             raise
     descriptor = Descriptor(fd)
     entry = tree.adopt(parent, name, found)
+    entry.inode.opened += (descriptor,)
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
 
 
@@ -165,7 +166,23 @@ def _removable(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> tuple[
     if found.holder is None:
         raise error(errno.EBUSY)
     tree.check_writable(found.layer)
+    if found.layer is Layer.HOST and parent.layer is Layer.SYSROOT:
+        _check_removal(found, found.holder, caller)
     return found, found.holder
+
+
+def _check_removal(found: Found, holder: Descriptor, caller: Caller) -> None:
+    """Raise unless *caller* may take a name out of the host's directory.
+
+    The guest's kernel has judged by the sysroot's directory of that path, which may be his own.
+    """
+    guard = guard_of(holder.fd)
+    if not guard.grants(caller, 3):
+        raise error(errno.EACCES)
+    assert found.stat is not None
+    sticky = bool(guard.mode & stat_module.S_ISVTX)
+    if sticky and caller.uid not in (0, guard.uid, found.stat.uid):
+        raise error(errno.EPERM)
 
 
 def _before_loss(tree: Tree, parent: Inode, found: Found) -> Inode | None:
@@ -180,8 +197,16 @@ def _after_loss(tree: Tree, inode: Inode | None) -> None:
     if inode is None or inode.descriptor is None:
         return
     # Where the place identifies, the name was the last one: such volumes have no hard links.
-    if inode.is_directory or not inode.stable or os.fstat(inode.descriptor.fd).st_nlink == 0:
+    if inode.is_directory or not inode.stable or _is_gone(inode.descriptor):
         tree.inodes.vanish(inode)
+
+
+def _is_gone(descriptor: Descriptor) -> bool:
+    try:
+        return os.fstat(descriptor.fd).st_nlink == 0
+    except OSError:
+        # A volume served by FUSE may know nothing of an inode without a name that nobody has open.
+        return True
 
 
 def unlink(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
