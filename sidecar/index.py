@@ -16,10 +16,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat as stat_module
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Final, TypeVar
 
 from attrs import define, field, frozen
@@ -171,13 +172,15 @@ class DirectoryIndex:
     def _read_rows(self, dirfd: int) -> dict[bytes, bytes]:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            fd = os.open(INDEX_FILE, flags, dir_fd=dirfd)
+            seen = look(dirfd, INDEX_FILE)
+            if seen is None:
+                return {}
+            if not stat_module.S_ISREG(seen[0].mode):
+                raise DamagedIndex("it is no regular file")
+            with open(os.open(INDEX_FILE, flags, dir_fd=dirfd), "rb") as file:
+                return parse_rows(file.read())
         except FileNotFoundError:
             return {}
-        with open(fd, "rb") as file:
-            data = file.read()
-        try:
-            return parse_rows(data)
         except DamagedIndex as damage:
             log.error("damaged index file: %s; its directory answers EIO", damage.strerror)
             raise
@@ -335,7 +338,9 @@ class DirectoryIndex:
                 if drop is not None:
                     rows.pop(drop, None)
                 if not rows:
-                    os.unlink(INDEX_FILE, dir_fd=dirfd)
+                    # Another mount may have dropped the last row already.
+                    with suppress(FileNotFoundError):
+                        os.unlink(INDEX_FILE, dir_fd=dirfd)
                     self.rows = rows
                     self.names.discard(INDEX_FILE)
                     return

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from enum import Enum
 
-from sidecar import escape
+from sidecar import casefold, escape
 from sidecar.volume import Traits
 
 NAME_MAX = 255
@@ -96,7 +96,9 @@ def may_be_literal(name: bytes, traits: Traits, policy: Policy) -> bool:
         not name.isascii() or any(0x41 <= byte <= 0x5A for byte in name)
     ):
         return False
-    return not is_reserved(name) and _comes_back(name, traits)
+    # On a volume that folds, `.EF=41` would hold the slot of `.ef=41`.
+    slot = casefold.key(name) if traits.needs_spelling else name
+    return not is_reserved(slot) and _comes_back(name, traits)
 
 
 def escape_fits(name: bytes, traits: Traits) -> bool:

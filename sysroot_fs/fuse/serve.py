@@ -42,8 +42,9 @@ def serve(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
     clean = False
+    ended_by: list[signal.Signals] = []
     try:
-        trio.run(_main)
+        trio.run(_main, ended_by)
         clean = True
     finally:
         try:
@@ -53,24 +54,27 @@ def serve(
                 raise
             log.exception("unmounting failed")
         tree.close()
-    if not door.negotiated:
+    # A signal may come before the first request: that is no failure.
+    if not door.negotiated and not ended_by:
         raise RuntimeError("the kernel and libfuse did not agree on a protocol")
 
 
-async def _main() -> None:
+async def _main(ended_by: list[signal.Signals]) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals)
-        # One task reads: the handlers never await, so more would only hop.
+        await nursery.start(_watch_signals, ended_by)
+        # Only fsync ever waits, in a thread: a few tasks are enough to go on beside it.
         await pyfuse3.main(min_tasks=1, max_tasks=4)
         nursery.cancel_scope.cancel()
 
 
 async def _watch_signals(
+    ended_by: list[signal.Signals],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(*_ENDING) as received:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         task_status.started()
         async for number in received:
-            log.info("%s: unmounting", signal.Signals(number).name)
+            ended_by.append(signal.Signals(number))
+            log.info("%s: unmounting", ended_by[-1].name)
             pyfuse3.terminate()

@@ -85,7 +85,9 @@ def zfs(base: Path, formd: bool = False) -> Iterator[Volume]:
             with _zfs_lock():
                 _start_zfs_daemon()
                 try:
-                    _run("zpool", "create", "-m", str(mount), *options, pool, str(image))
+                    # Not into the daemon's cache file, or the next daemon would look for it.
+                    options += ["-o", "cachefile=none", "-m", str(mount)]
+                    _run("zpool", "create", *options, pool, str(image))
                 except VolumeError:
                     _stop_zfs_daemon_if_unused()
                     raise
@@ -234,6 +236,10 @@ def _pid_file() -> Path:
     return _STATE / "zfs-fuse.pid"
 
 
+def _pools_at_start() -> Path:
+    return _STATE / "pools-at-start"
+
+
 def _zfs_answers() -> bool:
     return _try("zpool", "list", "-H")
 
@@ -249,25 +255,35 @@ def _start_zfs_daemon() -> None:
         if time.monotonic() > deadline:
             raise VolumeError("zfs-fuse was started but does not answer: look into the syslog")
         time.sleep(0.02)
+    # What a daemon imports by itself when it starts was not in use before, and need not be after.
+    _pools_at_start().write_text("\n".join(_pools()))
 
 
 def _stop_zfs_daemon_if_unused() -> None:
-    """Stop the daemon if this package started it and no pool is left, of anybody."""
+    """Stop the daemon if this package started it and nobody has made a pool that is left."""
     try:
         pid = int(_pid_file().read_text())
-        command = Path(f"/proc/{pid}/comm").read_text()
+        at_start = _pools_at_start().read_text().split()
     except (OSError, ValueError):
         return
-    if not command.startswith("zfs-fuse") or _pools():
+    if not _is_zfs_daemon(pid) or set(_pools()) - set(at_start):
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while Path(f"/proc/{pid}").exists():
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+    deadline = time.monotonic() + _PATIENCE
+    os.kill(pid, signal.SIGTERM)
+    while _is_zfs_daemon(pid):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
     _pid_file().unlink(missing_ok=True)
+
+
+def _is_zfs_daemon(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # A zombie has ended: nobody need have reaped it yet.
+    return "(zfs-fuse) " in stat and "(zfs-fuse) Z" not in stat
 
 
 def _export_pool(pool: str) -> None:
