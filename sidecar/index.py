@@ -22,10 +22,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Final, TypeVar
+from unicodedata import normalize
 
 from attrs import define, field, frozen
 
-from sidecar import escape, linux
+from sidecar import casefold, escape, linux
 from sidecar.linux import Stat
 from sidecar.look import attributes
 from sidecar.naming import (
@@ -36,6 +37,7 @@ from sidecar.naming import (
     candidates,
     escape_fits,
     fits,
+    is_leftover,
     is_reserved,
     is_token,
 )
@@ -119,6 +121,14 @@ def format_rows(rows: dict[bytes, bytes]) -> bytes:
     return b"".join(lines)
 
 
+def _widest(name: bytes) -> bytes:
+    """A key that is the same for all names that any volume takes for one."""
+    if name.isascii():
+        return name.lower()
+    upper = name.decode("utf-8", "surrogateescape").upper()
+    return casefold.key(upper.encode("utf-8", "surrogateescape"))
+
+
 @define(slots=True)
 class DirectoryIndex:
     """What is known of the spellings in one directory. Descriptors are borrowed per call."""
@@ -128,6 +138,7 @@ class DirectoryIndex:
     names: set[bytes] = field(factory=set)
     rows: dict[bytes, bytes] = field(factory=dict)
     _claims: set[bytes] = field(factory=set)
+    _slots: set[bytes] | None = None
     _stamp: tuple[int, int] | None = None
     _scanned: int = 0
     _quiet: bool = False
@@ -157,6 +168,7 @@ class DirectoryIndex:
             os.close(reading)
         self.rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
         self.names = names
+        self._slots = None
         self._claims.clear()
         newest = max(before.st_mtime_ns, before.st_ctime_ns)
         self._quiet = time.time_ns() - newest > QUIET_NS + self.traits.time_step_ns
@@ -215,6 +227,8 @@ class DirectoryIndex:
                 if self._spelled(dirfd, name):
                     return Entry(name, Kind.LITERAL, *seen), False
                 claimed = True
+            elif self.traits.needs_spelling:
+                claimed = self._slot_taken(dirfd, name)
         if escape_fits(name, self.traits):
             stored = escape.encode(name)
             seen = look(dirfd, stored)
@@ -227,6 +241,48 @@ class DirectoryIndex:
                 return Entry(row, Kind.TOKEN, *seen), claimed
         return None, claimed
 
+    def _slot(self, name: bytes) -> bytes:
+        """What is sure to fold together on this volume: ASCII case, normal forms if it has them."""
+        if self.traits.normalises != "no" and not name.isascii():
+            name = normalize("NFD", name.decode("utf-8", "surrogateescape")).encode(
+                "utf-8", "surrogateescape"
+            )
+        return name.lower() if self.traits.folds else name
+
+    def _slot_taken(self, dirfd: int, name: bytes) -> bool:
+        """Whether a known entry holds the slot of *name*, which the volume says is absent.
+
+        The kernel remembers "absent" for a second or more on FUSE volumes, and does not know that
+        another spelling has appeared meanwhile.
+        """
+        if name in self._claims:
+            return True
+        # What was known may be gone by now, so a claim is seen twice.
+        if not self._slot_known(name):
+            return False
+        self.scan(dirfd)
+        if not self._slot_known(name):
+            return False
+        self._claims.add(name)
+        return True
+
+    def _slot_known(self, name: bytes) -> bool:
+        if self._slots is None:
+            self._slots = {self._slot(stored) for stored in self.names}
+        return self._slot(name) in self._slots
+
+    def may_replace(self, dirfd: int, stored: bytes) -> bool:
+        """Whether a rename to *stored*, which looks absent, could hit another spelling.
+
+        For the reason that `_slot_taken` gives that would destroy a file, so the directory is
+        read again. What any volume folds counts: in doubt the escape is taken.
+        """
+        if not self.traits.needs_spelling:
+            return False
+        self.scan(dirfd)
+        slot = _widest(stored)
+        return any(_widest(known) == slot for known in self.names)
+
     def _reserves(self, name: bytes) -> bool:
         return self._serves or name not in HELPER_NAMES
 
@@ -236,7 +292,7 @@ class DirectoryIndex:
         tokens = {stored: name for name, stored in self.rows.items()}
         found = []
         for stored in self.names:
-            if stored in HELPER_NAMES and self._serves:
+            if (stored in HELPER_NAMES and self._serves) or is_leftover(stored):
                 continue
             if is_token(stored):
                 # A token without a row has lost its name: it is reported by `check`, never shown.
@@ -256,6 +312,10 @@ class DirectoryIndex:
         if self.listing(dirfd):
             return None
         return [name for name in self.names if name in HELPER_NAMES]
+
+    def leftovers(self) -> list[bytes]:
+        """Files that the volume keeps because they are open, as of the last scan."""
+        return [name for name in self.names if name.startswith(b".fuse_hidden")]
 
     # --- naming ------------------------------------------------------------------------------
 
@@ -288,29 +348,39 @@ class DirectoryIndex:
                     continue
                 self._write_rows(dirfd, add=(name, stored))
             try:
-                if not exclusive and look(dirfd, stored) is not None:
+                if not exclusive and (
+                    look(dirfd, stored) is not None
+                    or (kind is Kind.LITERAL and self.may_replace(dirfd, stored))
+                ):
                     continue
                 made = make(stored)
             except FileExistsError as error:
-                last = error
+                # Its traceback would hold this frame, and with it what the callers have open.
+                last = error.with_traceback(None)
                 continue
             except OSError as error:
                 if kind is Kind.LITERAL and error.errno in UNSTORABLE:
-                    last = error
+                    last = error.with_traceback(None)
                     continue
                 raise
             self.added(dirfd, stored)
             return stored, made
-        raise last
+        try:
+            raise last
+        finally:
+            del last
 
     def added(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* was made through this index."""
         self.names.add(stored)
+        if self._slots is not None:
+            self._slots.add(self._slot(stored))
         self._restamp(dirfd)
 
     def removed(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* went away, and drop its row."""
         self.names.discard(stored)
+        self._slots = None
         for name, row in list(self.rows.items()):
             if row == stored:
                 self._write_rows(dirfd, drop=name)

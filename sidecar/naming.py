@@ -26,6 +26,9 @@ HELPER_NAMES = frozenset({INDEX_FILE, INDEX_FILE + b".tmp", INDEX_FILE + b".lock
 _TOKEN = re.compile(rb"\.ef_[0-9a-f]{16}\Z")
 
 
+_LEFTOVER = re.compile(rb"\.fuse_hidden[0-9a-f]{16}\Z|\.ghost-ntfs-3g-[0-9]{20}\Z")
+
+
 class Policy(Enum):
     """How new names are stored."""
 
@@ -51,6 +54,11 @@ def is_token(stored: bytes) -> bool:
     return _TOKEN.match(stored) is not None
 
 
+def is_leftover(stored: bytes) -> bool:
+    """Whether *stored* is how a FUSE volume keeps a file that was removed while it was open."""
+    return _LEFTOVER.match(stored) is not None
+
+
 def token(name: bytes, attempt: int = 0) -> bytes:
     """The token that two writers of *name* agree on; *attempt* > 0 after a collision."""
     salt = attempt.to_bytes(8, "little")
@@ -59,7 +67,9 @@ def token(name: bytes, attempt: int = 0) -> bytes:
 
 def is_reserved(name: bytes) -> bool:
     """Whether *name* taken literally would mean something else on a volume with an index."""
-    return name in HELPER_NAMES or is_token(name) or escape.is_escape_shaped(name)
+    return (
+        name in HELPER_NAMES or is_token(name) or is_leftover(name) or escape.is_escape_shaped(name)
+    )
 
 
 def fits(stored: bytes, traits: Traits) -> bool:
@@ -96,6 +106,9 @@ def may_be_literal(name: bytes, traits: Traits, policy: Policy) -> bool:
         not name.isascii() or any(0x41 <= byte <= 0x5A for byte in name)
     ):
         return False
+    if policy is Policy.PORTABLE and traits.name_unit == "utf16" and name in HELPER_NAMES:
+        # No index file serves there: the name is an ordinary one (frozen vector).
+        return _comes_back(name, traits)
     # On a volume that folds, `.EF=41` would hold the slot of `.ef=41`.
     slot = casefold.key(name) if traits.needs_spelling else name
     return not is_reserved(slot) and _comes_back(name, traits)

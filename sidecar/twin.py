@@ -102,7 +102,8 @@ def guard_of(fd: int) -> Guard:
 
 def _guards(fd: int) -> tuple[Guard, ...]:
     guard = guard_of(fd)
-    return () if guard.mode & 0o001 and not guard.has_acl else (guard,)
+    # All three: a mode of 0705 keeps the group out.
+    return () if guard.mode & 0o111 == 0o111 and not guard.has_acl else (guard,)
 
 
 def root_twin(fd: Descriptor) -> Twin:

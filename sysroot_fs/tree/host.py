@@ -70,20 +70,25 @@ class HostPolicy:
         reached where the sysroot lacks its parents; what else lies in it stays shut.
         """
         parts = _parts(path)
+        return self._open(parts) or parts in self._ancestors
+
+    def _open(self, parts: tuple[bytes, ...]) -> bool:
+        """What the longest prefix says, ways to other places left aside."""
         for length in range(min(len(parts), self._longest), -1, -1):
             rule = self._rules.get(parts[:length])
             if rule is not None:
-                return rule or parts in self._ancestors
+                return rule
         if self.fallback == "none":
-            return parts in self._ancestors
-        if self.fallback == "safe" and parts and parts[0].startswith(b"lib"):
-            return parts in self._ancestors
-        return True
+            return False
+        return not (self.fallback == "safe" and parts and parts[0].startswith(b"lib"))
 
     def shuts_below(self, path: bytes) -> bool:
-        """Whether some path strictly below *path* is shut: moving it would open what is shut."""
+        """Whether some path below *path* is shut: moving it would open what is shut.
+
+        A directory that is open only as the way to an allowed place is shut but for that.
+        """
         parts = _parts(path)
-        return any(
+        return not self._open(parts) or any(
             not allowed and len(rule) > len(parts) and rule[: len(parts)] == parts
             for rule, allowed in self._rules.items()
         )

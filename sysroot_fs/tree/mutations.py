@@ -12,7 +12,7 @@ import errno
 import os
 import stat as stat_module
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from sidecar import linux
@@ -247,8 +247,15 @@ def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
         Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits(child.fd))
     )
     if inner is not None:
-        for helper in inner.only_helpers(child.fd) or ():
+        helpers = inner.only_helpers(child.fd)
+        if helpers is None:
+            return
+        for helper in helpers:
             os.unlink(helper, dir_fd=child.fd)
+        for leftover in inner.leftovers():
+            # A removed file that is still open: its volume takes it away where it then lies.
+            with suppress(FileNotFoundError):
+                os.rename(leftover, leftover, src_dir_fd=child.fd, dst_dir_fd=holder.fd)
 
 
 @contextmanager
@@ -355,7 +362,11 @@ def _move(
         assert target.stat is not None
         if target.layer is Layer.SYSROOT and stat_module.S_ISDIR(target.stat.mode):
             _sweep_helpers(tree, target, into)
-        move(target.stored)
+        try:
+            move(target.stored)
+        except FileExistsError:
+            # zfs says so of a directory that is not empty.
+            raise error(errno.ENOTEMPTY) from None
         return target.stored
     if index is None:
         move(name)
@@ -374,7 +385,7 @@ def _prettify(index: DirectoryIndex, into: Descriptor, name: bytes, stored: byte
     """
     if stored == name or not may_be_literal(name, index.traits, index.policy):
         return stored
-    if look(into.fd, name) is not None:
+    if look(into.fd, name) is not None or index.may_replace(into.fd, name):
         return stored
     try:
         os.rename(stored, name, src_dir_fd=into.fd, dst_dir_fd=into.fd)

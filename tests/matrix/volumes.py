@@ -5,14 +5,16 @@ ends, the mount, the image, the loop device and the server are gone. What a kill
 removed by `sweep(base)`, also as ``python -m tests.matrix.volumes BASE``.
 
 Everything but ``plain`` needs root. zfs-fuse is one daemon for the whole machine: the first zfs
-volume starts it and the last one stops it, under a lock that all processes share; a daemon that
-somebody else started is used and left alone.
+volume starts it, and the process that ends when no pool is left stops it, under a lock that all
+processes share; a daemon that somebody else started is used and left alone.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -84,18 +86,13 @@ def zfs(base: Path, formd: bool = False) -> Iterator[Volume]:
         try:
             with _zfs_lock():
                 _start_zfs_daemon()
-                try:
-                    # Not into the daemon's cache file, or the next daemon would look for it.
-                    options += ["-o", "cachefile=none", "-m", str(mount)]
-                    _run("zpool", "create", *options, pool, str(image))
-                except VolumeError:
-                    _stop_zfs_daemon_if_unused()
-                    raise
+                # Not into the daemon's cache file, or the next daemon would look for it.
+                options += ["-o", "cachefile=none", "-m", str(mount)]
+                _run("zpool", "create", *options, pool, str(image))
             yield Volume(mount, "zfs-formd" if formd else "zfs")
         finally:
             with _zfs_lock():
                 _export_pool(pool)
-                _stop_zfs_daemon_if_unused()
 
 
 @contextlib.contextmanager
@@ -244,19 +241,42 @@ def _zfs_answers() -> bool:
     return _try("zpool", "list", "-H")
 
 
+@functools.cache
+def _stop_zfs_daemon_at_exit(process: int) -> None:
+    """Once a process, and not in its forks: starting and stopping for each volume takes seconds."""
+
+    def stop() -> None:
+        if os.getpid() == process:
+            with _zfs_lock():
+                _stop_zfs_daemon_if_unused()
+
+    atexit.register(stop)
+
+
 def _start_zfs_daemon() -> None:
+    _stop_zfs_daemon_at_exit(os.getpid())
     if _zfs_answers():
         return
     # Not our TMPDIR: a harness that ends what carries its own would end the others' pools too.
     clean = {key: value for key, value in os.environ.items() if key != "TMPDIR"}
-    _run("zfs-fuse", "--no-kstat-mount", "-p", str(_pid_file()), env=clean)
-    deadline = time.monotonic() + _PATIENCE
-    while not _zfs_answers():
+    deadline = time.monotonic() + 2 * _PATIENCE
+    while not _launch_zfs_daemon(clean):
+        # One that starts while its predecessor still goes ends in silence: so once more.
         if time.monotonic() > deadline:
             raise VolumeError("zfs-fuse was started but does not answer: look into the syslog")
-        time.sleep(0.02)
     # What a daemon imports by itself when it starts was not in use before, and need not be after.
     _pools_at_start().write_text("\n".join(_pools()))
+
+
+def _launch_zfs_daemon(env: dict[str, str]) -> bool:
+    _pid_file().unlink(missing_ok=True)  # a killed one's file would stop it from starting
+    _run("zfs-fuse", "--no-kstat-mount", "-p", str(_pid_file()), env=env)
+    give_up = time.monotonic() + 1
+    while time.monotonic() < give_up:
+        if _zfs_answers():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _stop_zfs_daemon_if_unused() -> None:
@@ -268,8 +288,9 @@ def _stop_zfs_daemon_if_unused() -> None:
         return
     if not _is_zfs_daemon(pid) or set(_pools()) - set(at_start):
         return
-    deadline = time.monotonic() + _PATIENCE
-    os.kill(pid, signal.SIGTERM)
+    # Asked nicely it takes 3 to 5 seconds; without a pool it has nothing that could be lost.
+    os.kill(pid, signal.SIGTERM if at_start else signal.SIGKILL)
+    deadline = time.monotonic() + 2 * _PATIENCE
     while _is_zfs_daemon(pid):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
@@ -280,10 +301,11 @@ def _stop_zfs_daemon_if_unused() -> None:
 def _is_zfs_daemon(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        threads = len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return False
-    # A zombie has ended: nobody need have reaped it yet.
-    return "(zfs-fuse) " in stat and "(zfs-fuse) Z" not in stat
+    # A zombie has ended when its other threads have: nobody need have reaped it yet.
+    return "(zfs-fuse) " in stat and not ("(zfs-fuse) Z" in stat and threads <= 1)
 
 
 def _export_pool(pool: str) -> None:
