@@ -383,7 +383,12 @@ class DirectoryIndex:
         self._slots = None
         for name, row in list(self.rows.items()):
             if row == stored:
-                self._write_rows(dirfd, drop=name)
+                try:
+                    self._write_rows(dirfd, drop=name)
+                except OSError as failure:
+                    # The object is gone: that is what the guest is told. The row is harmless.
+                    log.warning("a row without an object stays: %s", failure)
+                    del self.rows[name]
         self._restamp(dirfd)
 
     def _restamp(self, dirfd: int) -> None:

@@ -8,6 +8,7 @@ and mounts, and the parent exits with what came of it.
 import argparse
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable
 
@@ -102,6 +103,9 @@ def _serve(
     machine.load_binding()
     from sysroot_fs.fuse import serve
 
+    # Descriptors are what a large tree needs most; the hard limit is the machine's to set.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tree = open_tree(sysroot, settings)
     up = False
     try:

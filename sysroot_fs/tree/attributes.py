@@ -63,7 +63,12 @@ def setattr_(tree: Tree, number: int, changes: Changes, fd: int | None = None) -
         if fd is not None:
             os.ftruncate(fd, changes.size)
         else:
-            os.truncate(path, changes.size)
+            # Never truncate(2): it would wait, and the mount with it, for whoever holds a lease.
+            size_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.ftruncate(size_fd, changes.size)
+            finally:
+                os.close(size_fd)
     if changes.uid is not None or changes.gid is not None:
         uid = -1 if changes.uid is None else changes.uid
         gid = -1 if changes.gid is None else changes.gid

@@ -22,6 +22,7 @@ from sidecar import linux, look, twin
 from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
+from sidecar.presence import Presence
 from sidecar.twin import Twin
 from sidecar.walk import VIRTUAL_TREES, Found, Layer, Place, Walk
 from sysroot_fs.tree.host import HostPolicy
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 _OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 TWIN_SECONDS: Final = 1.0
 """How long a twin is believed: the host's directories and links may change behind the mount."""
-_TWINS: Final = 128
 
 
 @frozen(kw_only=True)
@@ -83,10 +83,12 @@ class Tree:
     rules: HostPolicy = field(init=False)
     walk: Walk = field(init=False)
     inodes: Inodes = field(init=False)
+    presence: Presence = field(init=False)
     forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
     """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
     _root_place: Place = field(init=False)
-    _twins: OrderedDict[int, tuple[float, Twin | None]] = field(factory=OrderedDict, init=False)
+    _twin_limit: int = field(init=False)
+    _twins: OrderedDict[Inode, tuple[float, Twin | None]] = field(factory=OrderedDict, init=False)
 
     def __attrs_post_init__(self) -> None:
         config = self.config
@@ -97,12 +99,14 @@ class Tree:
             host = _open_root(config.host)
         self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
         self._root_place = self.walk.root()
+        self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
         root = Inode(
             ROOT_ID, (), Layer.SYSROOT, stat_module.S_IFDIR, seen.st_dev, seen.st_ino, None,
             b"", b"", True, lookups=1, mapped=False, descriptor=sysroot, pinned=True,
         )  # fmt: skip
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._twin_limit = max(16, min(soft // 16, 512))
         self.inodes = Inodes(root, max(64, min(soft // 4, 8192)), self.holder)
 
     def close(self) -> None:
@@ -136,25 +140,31 @@ class Tree:
         """The host's directory at the path of a sysroot directory, None where it has none."""
         if inode.parent is None:
             return self._root_place.twin()
-        known = self._twins.get(inode.id)
         now = time.monotonic()
-        if known is not None and known[0] > now:
-            self._twins.move_to_end(inode.id)
-            return known[1]
-        found: Twin | None = None
-        if self.walk.host is not None and not inode.consulted():
-            # Not by recursion: a tree may be deeper than the interpreter's stack.
-            way = [inode]
-            while way[-1].parent is not None:
-                way.append(way[-1].parent)
-            if way[-2].name not in VIRTUAL_TREES:
-                found = self._root_place.twin()
-            for step in reversed(way[:-1]):
-                if found is None:
-                    break
-                found = twin.child_twin(found, step.name)
-        self._twins[inode.id] = (now + TWIN_SECONDS, found)
-        while len(self._twins) > _TWINS:
+        while self._twins and next(iter(self._twins.values()))[0] <= now:
+            self._twins.popitem(last=False)
+        if self.walk.host is None or inode.consulted():
+            return None
+        # From the nearest ancestor whose twin is known, so that siblings share descriptors; not
+        # by recursion, since a tree may be deeper than the interpreter's stack.
+        way: list[Inode] = []
+        here = inode
+        while here.parent is not None and here not in self._twins:
+            way.append(here)
+            here = here.parent
+        if here.parent is None:
+            until, found = now + TWIN_SECONDS, self._root_place.twin()
+            if way and way[-1].name in VIRTUAL_TREES:
+                found = None
+        else:
+            until, found = self._twins[here]
+        for step in reversed(way):
+            found = None if found is None else twin.child_twin(found, step.name)
+            self._twins[step] = (until, found)
+        # Kept in the order in which they expire, those from an older ancestor too.
+        if way and until < now + TWIN_SECONDS:
+            self._twins = OrderedDict(sorted(self._twins.items(), key=lambda item: item[1][0]))
+        while len(self._twins) > self._twin_limit:
             self._twins.popitem(last=False)
         return found
 

@@ -88,6 +88,15 @@ class Inode:
         return mapped
 
 
+def _is_below(inode: Inode, top: Inode) -> bool:
+    here: Inode | None = inode
+    while here is not None:
+        if here is top:
+            return True
+        here = here.parent
+    return False
+
+
 @define(slots=True, eq=False)
 class Inodes:
     """The table. *holder* gives the directory descriptor in which an inode's name stands."""
@@ -161,9 +170,7 @@ class Inodes:
         if inode.parent is not parent or inode.name != name or inode.stored != stored:
             inode.parent, inode.name, inode.stored = parent, name, stored
             inode.mapped = None
-        if inode.pinned:
-            inode.pinned = False
-            self._keep(inode)
+        self.unpin(inode)
 
     def _number(self, layer: Layer, dev: int, ino: int) -> int:
         # Inode numbers are the node ids (the binding knows one number only). The volume's own
@@ -242,6 +249,23 @@ class Inodes:
         while len(self._open) > self.limit:
             old, _ = self._open.popitem(last=False)
             old.descriptor = None
+
+    def left_the_sysroot(self, top: Inode) -> list[tuple[int, bytes]]:
+        """(parent id, name) of the known host entries of sysroot directories below *top*."""
+        return [
+            (inode.parent.id, inode.name)
+            for inode in self._by_id.values()
+            if inode.layer is Layer.HOST
+            and inode.parent is not None
+            and inode.parent.layer is Layer.SYSROOT
+            and _is_below(inode, top)
+        ]
+
+    def unpin(self, inode: Inode) -> None:
+        """Its descriptor is one among the others again."""
+        if inode.pinned:
+            inode.pinned = False
+            self._keep(inode)
 
     def pin(self, inode: Inode) -> None:
         """Hold the descriptor of *inode* whatever the bound: its name is about to go."""

@@ -48,6 +48,13 @@ def _make(
 
     Raises EEXIST where the guest sees the name already, on whichever layer.
     """
+    with _held(tree, parent):
+        return _make_held(tree, parent, name, caller, make)
+
+
+def _make_held(
+    tree: Tree, parent: Inode, name: bytes, caller: Caller, make: Callable[[int, bytes], T]
+) -> tuple[Found, T]:
     place = tree.place(parent)
     absent = tree.walk.step(place, name, caller)
     if isinstance(absent, Found):
@@ -62,10 +69,7 @@ def _make(
     if index is None:
         stored, made = name, act(name)
     else:
-        with index.lock(place.fd):
-            if index.find(place.fd, name)[0] is not None:
-                raise error(errno.EEXIST)
-            stored, made = index.store(place.fd, name, act)
+        stored, made = index.store(place.fd, name, act)
     return _found(place, name, stored), made
 
 
@@ -185,25 +189,34 @@ def _check_removal(found: Found, holder: Descriptor, caller: Caller) -> None:
         raise error(errno.EPERM)
 
 
-def _before_loss(tree: Tree, parent: Inode, found: Found) -> Inode | None:
-    """Pin the inode whose name is about to go, so that what is open goes on working."""
-    inode = tree.known(parent, found)
-    if inode is not None:
-        tree.inodes.pin(inode)
-    return inode
+@contextmanager
+def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
+    """Pin the inode whose name is about to go, so that what is open goes on working.
 
-
-def _after_loss(tree: Tree, inode: Inode | None) -> None:
-    if inode is None or inode.descriptor is None:
+    It is let go again where the name stayed after all, or where it has other names: pinned
+    descriptors are outside the bound.
+    """
+    inode = None if found is None else tree.known(parent, found)
+    if inode is None:
+        yield
         return
-    # Where the place identifies, the name was the last one: such volumes have no hard links.
-    if inode.is_directory or not inode.stable or _is_gone(inode.descriptor):
-        tree.inodes.vanish(inode)
-
-
-def _is_gone(descriptor: Descriptor) -> bool:
+    tree.inodes.pin(inode)
     try:
-        return os.fstat(descriptor.fd).st_nlink == 0
+        yield
+    except BaseException:
+        tree.inodes.unpin(inode)
+        raise
+    # Where the place identifies, the name was the last one: such volumes have no hard links.
+    if inode.is_directory or not inode.stable or _is_gone(inode):
+        tree.inodes.vanish(inode)
+    else:
+        tree.inodes.unpin(inode)
+
+
+def _is_gone(inode: Inode) -> bool:
+    assert inode.descriptor is not None
+    try:
+        return os.fstat(inode.descriptor.fd).st_nlink == 0
     except OSError:
         # A volume served by FUSE may know nothing of an inode without a name that nobody has open.
         return True
@@ -212,29 +225,27 @@ def _is_gone(descriptor: Descriptor) -> bool:
 def unlink(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
     """Remove a name that is no directory. A shadowed host entry shows again."""
     parent = tree.inodes[parent_id]
-    found, holder = _removable(tree, parent, name, caller)
-    index = _index_of(tree, parent, found)
-    victim = _before_loss(tree, parent, found)
-    with _held((index, holder)):
-        os.unlink(found.stored, dir_fd=holder.fd)
-        if index is not None:
-            index.removed(holder.fd, found.stored)
-    _after_loss(tree, victim)
+    with _held(tree, parent):
+        found, holder = _removable(tree, parent, name, caller)
+        index = _index_of(tree, parent, found)
+        with _losing(tree, parent, found):
+            os.unlink(found.stored, dir_fd=holder.fd)
+            if index is not None:
+                index.removed(holder.fd, found.stored)
 
 
 def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
     """Remove an empty directory; one that holds nothing but its index counts as empty."""
     parent = tree.inodes[parent_id]
-    found, holder = _removable(tree, parent, name, caller)
-    index = _index_of(tree, parent, found)
-    victim = _before_loss(tree, parent, found)
-    with _held((index, holder)):
-        if found.layer is Layer.SYSROOT:
-            _sweep_helpers(tree, found, holder)
-        os.rmdir(found.stored, dir_fd=holder.fd)
-        if index is not None:
-            index.removed(holder.fd, found.stored)
-    _after_loss(tree, victim)
+    with _held(tree, parent):
+        found, holder = _removable(tree, parent, name, caller)
+        index = _index_of(tree, parent, found)
+        with _losing(tree, parent, found):
+            if found.layer is Layer.SYSROOT:
+                _sweep_helpers(tree, found, holder)
+            os.rmdir(found.stored, dir_fd=holder.fd)
+            if index is not None:
+                index.removed(holder.fd, found.stored)
 
 
 _OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -259,16 +270,26 @@ def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
 
 
 @contextmanager
-def _held(*pairs: tuple[DirectoryIndex | None, Descriptor]) -> Iterator[None]:
-    """Hold the locks of the directories that have an index, in one order for everybody."""
+def _held(tree: Tree, *parents: Inode) -> Iterator[None]:
+    """Hold the directories that have an index, in one order for everybody.
+
+    Before the names in them are looked at: what another mount did while this one waited must be
+    seen, or the call would hit the file that took the slot. Directories' times are too coarse
+    to show it, so they are read again unless this server is the only one.
+    """
     wanted = {}
-    for index, holder in pairs:
+    for parent in parents:
+        place = tree.place(parent)
+        index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
         if index is not None:
-            seen = os.fstat(holder.fd)
-            wanted[seen.st_dev, seen.st_ino] = (index, holder)
+            seen = os.fstat(place.fd)
+            wanted[seen.st_dev, seen.st_ino] = (index, place)
     with ExitStack() as stack:
-        for _, (index, holder) in sorted(wanted.items(), key=lambda item: item[0]):
-            stack.enter_context(index.lock(holder.fd))
+        for _, (index, place) in sorted(wanted.items(), key=lambda item: item[0]):
+            stack.enter_context(index.lock(place.fd))
+        if wanted and not tree.presence.alone():
+            for index, place in wanted.values():
+                index.scan(place.fd)
         yield
 
 
@@ -290,6 +311,20 @@ def rename(
     if flags & ~(linux.RENAME_NOREPLACE | linux.RENAME_EXCHANGE):
         raise error(errno.EINVAL)
     old_parent, new_parent = tree.inodes[old_parent_id], tree.inodes[new_parent_id]
+    with _held(tree, old_parent, new_parent):
+        _rename(tree, old_parent, old_name, new_parent, new_name, flags, caller)
+
+
+def _rename(
+    tree: Tree,
+    old_parent: Inode,
+    old_name: bytes,
+    new_parent: Inode,
+    new_name: bytes,
+    flags: int,
+    caller: Caller,
+) -> None:
+    """The rename, under the locks."""
     source, source_dir = _removable(tree, old_parent, old_name, caller)
     place = tree.place(new_parent)
     target = tree.walk.step(place, new_name, caller)
@@ -317,30 +352,31 @@ def rename(
         _check_shadowing(tree, source, target)
         target = Absent(Verdict.ABSENT)
     moving = tree.known(old_parent, source)
-    victim = None
     if isinstance(target, Found):
         if target.holder is not None:
             into = target.holder
         if (target.layer, into.fd, target.stored) == (source.layer, source_dir.fd, source.stored):
             return
-        victim = _before_loss(tree, new_parent, target)
-    with _held((old_index, source_dir), (new_index, into)):
+    with _losing(tree, new_parent, target if isinstance(target, Found) else None):
         stored = _move(tree, source, source_dir, target, into, new_index, new_name, flags)
         if old_index is not None:
             old_index.removed(source_dir.fd, source.stored)
         if new_index is not None:
             new_index.added(into.fd, stored)
-    _after_loss(tree, victim)
     if moving is not None:
         tree.inodes.move(moving, new_parent, new_name, stored)
-        _tell(tree, moving, new_parent, new_name)
+        _tell(tree, moving)
 
 
-def _tell(tree: Tree, moved: Inode, parent: Inode, name: bytes) -> None:
-    """What the kernel remembers below a directory that moved was found at another path."""
+def _tell(tree: Tree, moved: Inode) -> None:
+    """What the kernel remembers of the host below a directory that moved lies elsewhere now.
+
+    Never the directory itself: the kernel would take down what is mounted below it. Absences go
+    with their own timeout.
+    """
     if moved.is_directory and moved.layer is Layer.SYSROOT:
         tree.forget_twins()
-        tree.forgotten.append((parent.id, name))
+        tree.forgotten.extend(tree.inodes.left_the_sysroot(moved))
 
 
 def _move(
@@ -428,7 +464,7 @@ def _exchange(
     ):
         if inode is not None:
             tree.inodes.move(inode, parent, name, found.stored)
-            _tell(tree, inode, parent, name)
+            _tell(tree, inode)
 
 
 def _check_policy(
