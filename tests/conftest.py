@@ -185,11 +185,16 @@ def detach(point: Path) -> None:
         subprocess.run(["umount", "-l", point], check=True)
 
 
-def start(sysroot: Path, host: Path, point: Path, *options: str, log: Path) -> Mount:
+def start(
+    sysroot: Path, host: Path, point: Path, *options: str, log: Path, descriptors: int | None = None
+) -> Mount:
     """Start a server in the foreground and wait until its mount is there."""
     settings = ",".join([f"host={host}", f"log={log}", *options])
     command = [sys.executable, "-m", "sysroot_fs", "mount", "-f"]
     command += [str(sysroot), str(point), "-o", settings]
+    if descriptors is not None:
+        # The hard limit too: the server raises the other to it.
+        command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *command]
     with open(log, "ab") as said:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=_CHECKOUT
@@ -260,7 +265,11 @@ class Mounter:
         self.mounts: list[Mount] = []
 
     def __call__(
-        self, *options: str, sysroot: Path | None = None, host: Path | None = None
+        self,
+        *options: str,
+        sysroot: Path | None = None,
+        host: Path | None = None,
+        descriptors: int | None = None,
     ) -> Mount:
         """Mount *sysroot* over *host*; both are new empty directories where not given."""
         number = len(self.mounts)
@@ -269,7 +278,9 @@ class Mounter:
         for directory in (sysroot, host, made[2]):
             directory.mkdir(exist_ok=True)
         log = self.work / f"log-{number}"
-        self.mounts.append(start(sysroot, host, made[2], *options, log=log))
+        self.mounts.append(
+            start(sysroot, host, made[2], *options, log=log, descriptors=descriptors)
+        )
         return self.mounts[-1]
 
     def close(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
-import resource
 import signal
 import subprocess
 import time
@@ -247,20 +247,9 @@ def _walk(top: Path) -> int:
     return count
 
 
-@contextlib.contextmanager
-def _descriptor_limit(limit: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_a_walk_of_both_layers_within_1024_descriptors(mounted: Mounter) -> None:
     """A server with the usual limit of descriptors walks 5 000 files and holds few of them open."""
-    with _descriptor_limit(1024):
-        mount = mounted("listing=union")
+    mount = mounted("listing=union", descriptors=1024)
     for top in (mount.sysroot, mount.host):
         _fill(top, 100, 25)
     assert _walk(mount.point) == 5000
@@ -270,6 +259,75 @@ def test_a_walk_of_both_layers_within_1024_descriptors(mounted: Mounter) -> None
         for number in range(100):
             name = mount.point / f"d{number}/e" / f"{mount.sysroot.name}-0"
             opened.enter_context(open(name))
+
+
+def test_what_was_not_removed_is_not_kept_open(mounted: Mounter) -> None:
+    """Directories that rmdir refuses and files that keep another name cost no descriptors."""
+    mount = mounted(descriptors=256)
+    for number in range(400):
+        os.makedirs(mount.point / f"d{number}/x")
+        (mount.point / f"f{number}").touch()
+        os.link(mount.point / f"f{number}", mount.point / f"g{number}")
+    for number in range(400):
+        assert code_of(os.rmdir, mount.point / f"d{number}") == errno.ENOTEMPTY
+        os.unlink(mount.point / f"f{number}")
+    assert sum(1 for name in os.listdir(mount.point) if name.startswith("g")) == 400
+    assert _descriptors(mount) < 200
+
+
+def test_twins_of_many_deep_directories_share_descriptors(mounted: Mounter) -> None:
+    """Host files below many deep sysroot directories are reached with few descriptors."""
+    mount = mounted(descriptors=256)
+    below = "a/b/c/d/e/f/g/h"
+    for number in range(60):
+        for top in (mount.sysroot, mount.host):
+            os.makedirs(top / f"deep{number}" / below)
+        (mount.host / f"deep{number}" / below / "file").write_text(str(number))
+    for number in range(60):
+        assert (mount.point / f"deep{number}" / below / "file").read_text() == str(number)
+
+
+def test_a_mount_below_a_renamed_directory_stays(mounted: Mounter) -> None:
+    """Renaming a directory leaves what is mounted below it where it is."""
+    mount = mounted()
+    os.makedirs(mount.point / "old/inner")
+    subprocess.run(["mount", "-t", "tmpfs", "none", mount.point / "old/inner"], check=True)
+    try:
+        (mount.point / "old/inner/file").write_text("kept")
+        os.rename(mount.point / "old", mount.point / "new")
+        # The kernel is told to forget from a thread: give a wrong message time to arrive.
+        os.listdir(mount.point)
+        time.sleep(0.2)
+        assert (mount.point / "new/inner/file").read_text() == "kept"
+    finally:
+        subprocess.run(["umount", "-l", mount.point / "new/inner"], check=False)
+
+
+def test_a_renamed_directory_loses_its_twin(mounted: Mounter) -> None:
+    """A host file seen below a sysroot directory is not seen below its new name."""
+    mount = mounted("entry_timeout=1000", "attr_timeout=1000")
+    os.makedirs(mount.sysroot / "old")
+    os.makedirs(mount.host / "old")
+    (mount.host / "old/file").write_text("host")
+    assert (mount.point / "old/file").read_text() == "host"
+    os.rename(mount.point / "old", mount.point / "new")
+    assert _wait_until(lambda: not (mount.point / "new/file").exists())
+
+
+def test_a_lease_does_not_stop_the_mount(mounted: Mounter) -> None:
+    """Whoever holds a lease on a file makes its truncation fail or wait, nobody else's call."""
+    mount = mounted()
+    (mount.sysroot / "leased").write_text("content")
+    held = os.open(mount.sysroot / "leased", os.O_RDONLY)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        assert code_of(os.truncate, mount.point / "leased", 3) == errno.EAGAIN
+    finally:
+        os.close(held)
+        signal.signal(signal.SIGIO, before)
+    os.truncate(mount.point / "leased", 3)
+    assert (mount.sysroot / "leased").read_text() == "con"
 
 
 def test_memory_and_descriptors_come_back(mounted: Mounter) -> None:

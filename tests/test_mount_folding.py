@@ -456,6 +456,23 @@ def test_two_mounts_of_one_folding_sysroot(mounted: Mounter, volume: Volume) -> 
         assert contents(mount.point) == {name: name for name in wanted}
 
 
+def test_two_mounts_never_lose_a_file_between_them(mounted: Mounter, volume: Volume) -> None:
+    """Of an unlink through one mount and a case-only rename through another, one fails."""
+    one = mounted(*FRESH, sysroot=volume.path / "two-mounts-race")
+    two = mounted(*FRESH, sysroot=one.sysroot, host=one.host)
+    for number in range(25):
+        old, new = f"Foo{number}", f"foo{number}"
+        (one.point / old).write_text("content")
+        removal = start_child(functools.partial(code_of, os.unlink, one.point / old))
+        renaming = start_child(
+            functools.partial(code_of, os.rename, two.point / old, two.point / new)
+        )
+        codes = (removal.result(), renaming.result())
+        # ESTALE instead of ENOENT: the kernel had found it when the other call came.
+        assert codes.count(0) == 1 and set(codes) <= {0, errno.ENOENT, errno.ESTALE}, codes
+        assert (two.point / new).exists() == (codes[1] == 0)
+
+
 def test_changes_from_outside_are_seen(mounted: Mounter, volume: Volume) -> None:
     """Files that come and go on the volume itself appear and vanish under their own names."""
     mount = mounted(*FRESH, sysroot=volume.path / "outside")
