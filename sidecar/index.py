@@ -422,11 +422,16 @@ class DirectoryIndex:
                 fd = os.open(
                     temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600, dir_fd=dirfd
                 )
-                with open(fd, "wb") as file:
-                    file.write(format_rows(rows))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(temporary, INDEX_FILE, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+                try:
+                    with open(fd, "wb") as file:
+                        file.write(format_rows(rows))
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.rename(temporary, INDEX_FILE, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+                except BaseException:
+                    with suppress(OSError):
+                        os.unlink(temporary, dir_fd=dirfd)
+                    raise
         finally:
             os.close(lock_fd)
         self.rows = rows

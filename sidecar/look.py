@@ -66,4 +66,12 @@ def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
         if is_door(stat):
             return stat, True
         _types.pop(stat.dev, None)
-    return (linux.statx(dirfd, name, _ASK) if is_remote(stat) else stat), False
+    if not is_remote(stat):
+        return stat, False
+    try:
+        return linux.statx(dirfd, name, _ASK), False
+    except OSError:
+        if stat.mount_root:
+            # A dead mount is listed like anything else; whoever enters it meets the error.
+            return stat, False
+        raise

@@ -198,7 +198,18 @@ class Tree:
         inode = self.inodes.adopt(
             found.layer, parent, name, found.stored, stat.mode, stat.dev, stat.ino, stable
         )
-        return Entry(inode, stat, 0.0 if found.private else self.config.entry_timeout)
+        private = found.private or self._may_be_claimed(parent, found)
+        return Entry(inode, stat, 0.0 if private else self.config.entry_timeout)
+
+    def _may_be_claimed(self, parent: Inode, found: Found) -> bool:
+        """Whether a new sysroot name in another spelling would take this host entry away.
+
+        The kernel could not be told: it remembers spellings, and only the volume knows which fold.
+        """
+        if found.layer is not Layer.HOST or parent.layer is not Layer.SYSROOT:
+            return False
+        traits = self.place(parent).traits
+        return traits is not None and traits.needs_spelling
 
     def _virtual(self, parent: Inode, name: bytes) -> Entry:
         number = int.from_bytes(name[:5], "little") + parent.id
