@@ -237,10 +237,16 @@ def watchdog() -> Iterator[None]:
     timer.cancel()
 
 
+def _open_to_all(base: Path) -> bool:
+    return all(place.stat().st_mode & stat.S_IXOTH for place in (base, *base.parents))
+
+
 @contextlib.contextmanager
 def _open_workplace() -> Iterator[Path]:
-    # Not pytest's own: that is shut for the other users that some tests become.
-    work = Path(tempfile.mkdtemp(prefix="sysroot-fs-test-")).resolve()
+    # Not pytest's own, nor a TMPDIR of one user's: shut for the users that some tests become.
+    bases = (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp"))
+    base = next(filter(_open_to_all, bases))
+    work = Path(tempfile.mkdtemp(prefix="sysroot-fs-test-", dir=base)).resolve()
     work.chmod(0o755)
     try:
         yield work
