@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Self, final
 
 from sysroot_fs.cli.errors import CommandError, MountFailed
-from sysroot_fs.cli.text import reason, shown
+from sysroot_fs.text import reason, shown
 
 Ready = Callable[[], None]
 Work = Callable[[Ready], None]

@@ -18,7 +18,7 @@ import attrs
 from sysroot_fs import __version__
 from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.errors import FuseUnavailable, SysrootError
-from sysroot_fs.cli.text import absolute, reason, shown
+from sysroot_fs.text import absolute, reason, shown
 
 if TYPE_CHECKING:
     from sidecar.volume import Traits

@@ -12,7 +12,7 @@ import sys
 from typing import Final
 
 from sysroot_fs.cli.errors import LogError
-from sysroot_fs.cli.text import reason, shown
+from sysroot_fs.text import reason, shown
 
 SYSLOG: Final = "/dev/log"
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"

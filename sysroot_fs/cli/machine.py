@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Final
 
 from sysroot_fs.cli.errors import FuseUnavailable
-from sysroot_fs.cli.text import reason
+from sysroot_fs.text import reason
 
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"

@@ -16,8 +16,8 @@ from sysroot_fs.cli import daemon, machine, preflight
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
-from sysroot_fs.cli.text import absolute, reason, shown
 from sysroot_fs.cli.trees import open_tree
+from sysroot_fs.text import absolute, reason, shown
 
 EXAMPLES = """\
 examples:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import attrs
 
 from sysroot_fs.cli.errors import UsageError
-from sysroot_fs.cli.text import absolute
+from sysroot_fs.text import absolute
 
 Pair = tuple[str, str | None]
 """One option as it was written: its name, and its value where it had one."""

@@ -13,7 +13,7 @@ import attrs
 from sysroot_fs.cli import machine
 from sysroot_fs.cli.errors import FuseUnavailable, MountpointError, SysrootError
 from sysroot_fs.cli.options import Settings
-from sysroot_fs.cli.text import reason, shown
+from sysroot_fs.text import reason, shown
 
 
 @attrs.frozen

@@ -16,8 +16,8 @@ import attrs
 from sysroot_fs.cli import preflight
 from sysroot_fs.cli.errors import UsageError
 from sysroot_fs.cli.options import Group, Settings, add_options, collect
-from sysroot_fs.cli.text import absolute, errno_name, reason, shown
 from sysroot_fs.cli.trees import open_tree
+from sysroot_fs.text import absolute, errno_name, reason, shown
 
 if TYPE_CHECKING:
     from sidecar.walk import Step

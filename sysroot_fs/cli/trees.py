@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sysroot_fs.cli.errors import SysrootError
 from sysroot_fs.cli.options import Settings
-from sysroot_fs.cli.text import reason, shown
+from sysroot_fs.text import reason, shown
 
 if TYPE_CHECKING:
     from sysroot_fs.tree import Tree
