@@ -35,6 +35,7 @@ __all__ = [
     "RESOLVE_NO_XDEV",
     "Stat",
     "acting_as",
+    "failure",
     "fd_path",
     "mount_type",
     "openat2",
@@ -66,7 +67,8 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _get_errno: Final = ctypes.get_errno
 
 
-def _failure(filename: bytes | None = None, filename2: bytes | None = None) -> OSError:
+def failure(filename: bytes | None = None, filename2: bytes | None = None) -> OSError:
+    """The OSError for the errno that the last ctypes call of this thread has left."""
     code = _get_errno()
     return OSError(code, os.strerror(code), filename, None, filename2)
 
@@ -104,7 +106,7 @@ def openat2(dirfd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int 
         if code == errno.EAGAIN and patience and resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT):
             patience -= 1
         elif code != errno.EINTR:
-            raise _failure(path)
+            raise failure(path)
 
 
 _renameat2: Final = _libc.renameat2
@@ -125,7 +127,7 @@ def renameat2(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes, flags: int
     _check_path(src)
     _check_path(dst)
     if _renameat2(src_dirfd, src, dst_dirfd, dst, flags):
-        raise _failure(src, dst)
+        raise failure(src, dst)
 
 
 def _check_path(path: bytes) -> None:
@@ -197,7 +199,7 @@ def statx(dirfd: int, path: bytes, flags: int = AT_SYMLINK_NOFOLLOW) -> Stat:
         # Interrupted lookups happen on network and FUSE volumes only.
         if _get_errno() != _EINTR:
             _statx_buffers.append(buffer)
-            raise _failure(path)
+            raise failure(path)
     (
         mask,
         blksize,
@@ -274,7 +276,7 @@ def utimens(
     if not path:
         flags |= AT_EMPTY_PATH
     if _utimensat(dirfd, path, _TIMESPECS.pack(asec, ansec, msec, mnsec), flags):
-        raise _failure(path)
+        raise failure(path)
 
 
 # --- descriptors and mounts -----------------------------------------------------------
@@ -326,7 +328,7 @@ def umount(path: bytes, *, lazy: bool = False) -> None:
     """
     _check_path(path)
     if _umount2(path, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
-        raise _failure(path)
+        raise failure(path)
 
 
 @final
@@ -385,7 +387,7 @@ def _capabilities() -> bytes:
     header = ctypes.create_string_buffer(_CAPABILITIES_V3, len(_CAPABILITIES_V3))
     data = ctypes.create_string_buffer(_CAP_SETS.size)
     if _libc.capget(header, data):
-        raise _failure()
+        raise failure()
     return data.raw
 
 
@@ -436,7 +438,7 @@ class acting_as:
         # Leaving fsuid 0 takes CAP_CHOWN, DAC_*, FOWNER, FSETID, MKNOD ... out of the
         # effective set, see capabilities(7).
         elif self._uid and _capset(_CAPABILITIES_V3, _start_capabilities):
-            error = _failure()
+            error = failure()
             self.__exit__(None, None, None)
             raise error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, Protocol
 
@@ -99,7 +99,8 @@ class Place:
 class Found:
     """An entry. *holder* is the directory descriptor in which *stored* names it.
 
-    *private* says that not everybody may see it: the answer is for this caller alone.
+    *private* says that not everybody may see it: the answer is for this caller alone. What is
+    virtual has neither attributes nor a holder: a directory, or with *regular* a file.
     """
 
     layer: Layer
@@ -109,6 +110,7 @@ class Found:
     holder: Descriptor | None
     mapped: bool
     private: bool = False
+    regular: bool = False
 
 
 @frozen(slots=True, eq=False)
@@ -135,6 +137,7 @@ class Step:
 
 
 DOOR: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False)
+_FILE: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False, regular=True)
 
 
 def _join(path: bytes, name: bytes) -> bytes:
@@ -145,13 +148,16 @@ def _join(path: bytes, name: bytes) -> bytes:
 class Walk:
     """The walk over one sysroot and one host. Not safe for threads; descriptors are kept open.
 
-    *host* is None where nothing falls back.
+    *host* is None where nothing falls back. *mountpoints* are guest paths that are there, empty,
+    where neither layer has them, so that something can be mounted on them: true for a directory,
+    false for a file. The way to each must be in it too.
     """
 
     sysroot: Descriptor
     host: Descriptor | None
     rules: HostRules
     policy: Policy = Policy.NATURAL
+    mountpoints: Mapping[bytes, bool] = field(factory=dict)
     indexes: Indexes = field(init=False)
     _volumes: dict[int, Traits] = field(factory=dict, init=False)
 
@@ -192,6 +198,8 @@ class Walk:
     def enter(self, place: Place, name: bytes, found: Found) -> Place:
         """The place for the directory *found* as *name* in *place*. Raises NotADirectoryError."""
         path = _join(place.path(), name)
+        if found.regular:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if found.layer is Layer.VIRTUAL or found.holder is None:
             return Place(Layer.VIRTUAL, None, False, lambda: path, lambda: None)
         descriptor = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
@@ -215,6 +223,14 @@ class Walk:
         """
         if len(name) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        found = self._step(place, name, caller)
+        if self.mountpoints and isinstance(found, Absent):
+            is_directory = self.mountpoints.get(_join(place.path(), name))
+            if is_directory is not None:
+                return DOOR if is_directory else _FILE
+        return found
+
+    def _step(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
         if place.layer is Layer.SYSROOT:
             return self._sysroot_step(place, name, caller)
         if place.layer is Layer.HOST:

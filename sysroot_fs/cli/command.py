@@ -10,9 +10,10 @@ import sys
 from typing import NoReturn
 
 from sysroot_fs import __version__
-from sysroot_fs.cli import doctor, machine, mount, resolve
+from sysroot_fs.cli import doctor, machine, mount, resolve, run
 from sysroot_fs.cli.daemon import sentence
-from sysroot_fs.cli.errors import CommandError, UsageError
+from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
+from sysroot_fs.guest.plan import OWN_FAILURE
 
 DESCRIPTION = """\
 Use a directory that holds a Linux guest root (a "sysroot") as if it were laid over this machine's
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # The verbs' parsers are of the same class: argparse takes it from here.
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    run.add_parser(verbs)
     mount.add_parser(verbs)
     resolve.add_parser(verbs)
     doctor.add_parser(verbs)
@@ -104,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except CommandError as error:
         print(f"sysroot-fs: {error}", file=sys.stderr)
-        return error.status
+        verb = (sys.argv[1:] if argv is None else argv)[:1]
+        own = verb == ["run"] and not isinstance(error, RunFailed)
+        return OWN_FAILURE if own else error.status
     except (Exception, BaseExceptionGroup) as error:
         if os.environ.get("SYSROOT_FS_TRACEBACK"):
             raise

@@ -4,13 +4,11 @@ The message is one sentence without a full stop that says what is wrong and, whe
 can be done, what to do next. `main` prints it after `sysroot-fs: ` and exits with `status`.
 """
 
-from typing import ClassVar
-
 
 class CommandError(Exception):
     """Base of all of them; never raised itself."""
 
-    status: ClassVar[int] = 1
+    status: int = 1
 
 
 class UsageError(CommandError):
@@ -37,3 +35,11 @@ class LogError(CommandError):
 
 class MountFailed(CommandError):
     """Everything looked right, and still the mount did not come up."""
+
+
+class RunFailed(CommandError):
+    """The guest root cannot be entered, or the command cannot be started in it."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -60,3 +60,8 @@ def start_logging(handler: logging.Handler, debug: bool) -> None:
     root.setLevel(logging.DEBUG if debug else logging.INFO if to_file else logging.WARNING)
     logging.raiseExceptions = False
     sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no error."""
+    print(f"sysroot-fs: note: {text}", file=sys.stderr)

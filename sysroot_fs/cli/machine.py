@@ -7,11 +7,12 @@ version comes from its package data, libfuse's from the library that pyfuse3 wou
 import contextlib
 import ctypes
 import importlib
-import importlib.metadata
 import io
 import os
 import platform
+import resource
 import shutil
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Final
 
@@ -31,6 +32,9 @@ def kernel() -> str:
 
 def pyfuse3_version() -> str | None:
     """The version of the installed pyfuse3, None where there is none."""
+    # Imported here: it brings a mail parser with it, and every start of `run` would wait for that.
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("pyfuse3")
     except importlib.metadata.PackageNotFoundError:
@@ -79,6 +83,15 @@ def user_allow_other() -> bool:
         return False
 
 
+def overflow_ids() -> tuple[int, int]:
+    """The user and the group that stand for those which a user namespace has no number for."""
+    found = []
+    for name in ("overflowuid", "overflowgid"):
+        with open(f"/proc/sys/kernel/{name}", encoding="ascii") as file:
+            found.append(int(file.read()))
+    return found[0], found[1]
+
+
 def proc_mounted() -> bool:
     """Whether /proc is there: descriptors are reopened through /proc/self/fd."""
     return os.path.isdir("/proc/self/fd")
@@ -112,6 +125,20 @@ def mount_problem(auto_unmount: bool = False) -> str | None:
         if auto_unmount:
             return "auto_unmount needs fusermount3: install the package fuse3"
     return None
+
+
+@contextlib.contextmanager
+def most_descriptors() -> Iterator[None]:
+    """The descriptor limit as high as the machine lets it be, for what happens inside.
+
+    Descriptors are what a large tree needs most; the hard limit is the machine's to set.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def load_binding(name: str = "pyfuse3") -> ModuleType:

@@ -8,13 +8,11 @@ and mounts, and the parent exits with what came of it.
 import argparse
 import logging
 import os
-import resource
-import sys
 from collections.abc import Callable
 
 from sysroot_fs.cli import daemon, machine, preflight
 from sysroot_fs.cli.errors import MountFailed
-from sysroot_fs.cli.logs import choose_handler, open_log, start_logging
+from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.trees import open_tree
 from sysroot_fs.text import absolute, reason, shown
@@ -92,6 +90,7 @@ def fuse_options(settings: Settings, sysroot: bytes) -> list[str]:
     return options
 
 
+@machine.most_descriptors()
 def _serve(
     sysroot: bytes,
     mountpoint: bytes,
@@ -103,9 +102,6 @@ def _serve(
     machine.load_binding()
     from sysroot_fs.fuse import serve
 
-    # Descriptors are what a large tree needs most; the hard limit is the machine's to set.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tree = open_tree(sysroot, settings)
     up = False
     try:
@@ -129,10 +125,6 @@ def _serve(
                 raise MountFailed(f"{shown(mountpoint)} cannot be mounted on: {because}") from error
     finally:
         tree.close()
-
-
-def _note(text: str) -> None:
-    print(f"sysroot-fs: note: {text}", file=sys.stderr)
 
 
 def _check_answers(mountpoint: bytes) -> None:
@@ -159,9 +151,9 @@ def run(arguments: argparse.Namespace) -> int:
     preflight.check_all(sysroot, mountpoint, settings)
     log_file = open_log(settings.log) if settings.log is not None else None
     if not preflight.is_empty(mountpoint):
-        _note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
+        note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
     if settings.max_read is not None:
-        _note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
+        note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
     foreground = arguments.foreground or arguments.debug
 
     def work(ready: Callable[[], None]) -> None:

@@ -247,7 +247,7 @@ IGNORED_PREFIX: Final = "x-"
 """`x-systemd.automount` and the like: userspace's notes to itself in /etc/fstab."""
 
 
-def _split(text: str, separator: str, unescape: str) -> list[str]:
+def split_escaped(text: str, separator: str, unescape: str) -> list[str]:
     """`text` cut at `separator`; a backslash before a character of `unescape` takes it as it is.
 
     Any other backslash stays, so that a value can have escapes of its own inside.
@@ -273,7 +273,7 @@ def split_options(text: str) -> list[Pair]:
     Empty ones are passed over, as mount(8) does.
     """
     pairs: list[Pair] = []
-    for part in _split(text, ",", ",\\"):
+    for part in split_escaped(text, ",", ",\\"):
         if part:
             name, equals, value = part.partition("=")
             pairs.append((name, value if equals else None))
@@ -310,7 +310,7 @@ def _choice(option: Option, text: str) -> str:
 
 def _prefixes(option: Option, text: str) -> tuple[bytes, ...]:
     prefixes = []
-    for part in _split(text, ":", ":\\"):
+    for part in split_escaped(text, ":", ":\\"):
         if not part.startswith("/"):
             raise UsageError(
                 f"{option.name} takes absolute guest paths with colons between them, not {part!r}"

@@ -36,7 +36,7 @@ def getattr_(tree: Tree, number: int) -> Stat:
 
 def _stat(tree: Tree, inode: Inode) -> Stat:
     if inode.layer is Layer.VIRTUAL:
-        return virtual_stat()
+        return virtual_stat(inode.kind)
     if inode.pinned:
         return linux.statx(inode.reach().fd, b"", linux.AT_EMPTY_PATH)
     if inode.descriptor is not None:

@@ -14,6 +14,7 @@ import resource
 import stat as stat_module
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -37,7 +38,10 @@ TWIN_SECONDS: Final = 1.0
 
 @frozen(kw_only=True)
 class TreeConfig:
-    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching."""
+    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching.
+
+    *mountpoints* are guest paths to mount on, true for a directory: see `with_parents`.
+    """
 
     sysroot: bytes
     host: bytes | None = b"/"
@@ -47,6 +51,7 @@ class TreeConfig:
     host_writes: str = "rw"
     listing: str = "sysroot"
     names: str = "natural"
+    mountpoints: Mapping[bytes, bool] = field(factory=dict)
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -60,6 +65,17 @@ class Entry:
     inode: Inode
     stat: Stat
     timeout: float
+
+
+def with_parents(mountpoints: Mapping[bytes, bool]) -> dict[bytes, bool]:
+    """*mountpoints* and every directory on the way to one of them."""
+    every: dict[bytes, bool] = {}
+    for path, is_directory in mountpoints.items():
+        parts = path.split(b"/")[1:]
+        for length in range(1, len(parts)):
+            every[b"/" + b"/".join(parts[:length])] = True
+        every.setdefault(path, is_directory)
+    return every
 
 
 def error(number: int) -> OSError:
@@ -97,7 +113,9 @@ class Tree:
         host = None
         if config.host is not None and not self.rules.shuts_all:
             host = _open_root(config.host)
-        self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
+        self.walk = Walk(
+            sysroot, host, self.rules, Policy(config.names), with_parents(config.mountpoints)
+        )
         self._root_place = self.walk.root()
         self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
@@ -188,7 +206,7 @@ class Tree:
     def adopt(self, parent: Inode, name: bytes, found: Found) -> Entry:
         """The inode for what a step found, with one lookup more."""
         if found.stat is None:
-            return self._virtual(parent, name)
+            return self._virtual(parent, name, found.regular)
         stat = found.stat
         if found.layer is Layer.SYSROOT:
             assert found.holder is not None
@@ -211,12 +229,12 @@ class Tree:
         traits = self.place(parent).traits
         return traits is not None and traits.needs_spelling
 
-    def _virtual(self, parent: Inode, name: bytes) -> Entry:
+    def _virtual(self, parent: Inode, name: bytes, regular: bool) -> Entry:
         number = int.from_bytes(name[:5], "little") + parent.id
-        inode = self.inodes.adopt(
-            Layer.VIRTUAL, parent, name, name, stat_module.S_IFDIR | 0o555, 0, number, False
-        )
-        return Entry(inode, virtual_stat(), self.config.entry_timeout)
+        kind = stat_module.S_IFREG if regular else stat_module.S_IFDIR
+        stat = virtual_stat(kind)
+        inode = self.inodes.adopt(Layer.VIRTUAL, parent, name, name, stat.mode, 0, number, False)
+        return Entry(inode, stat, self.config.entry_timeout)
 
     def known(self, parent: Inode, found: Found) -> Inode | None:
         """The inode of *found* if the kernel knows it."""
@@ -251,11 +269,13 @@ class Tree:
         )
 
 
-def virtual_stat() -> Stat:
-    """The attributes of a virtual directory: root's, empty, nothing may be made in it."""
+def virtual_stat(kind: int) -> Stat:
+    """The attributes of a virtual directory or file: root's, empty, not to be changed."""
+    is_directory = kind == stat_module.S_IFDIR
     now = 0
     return Stat(
-        mode=stat_module.S_IFDIR | 0o555, nlink=2, uid=0, gid=0, rdev=0, dev=0, ino=0, size=0,
-        blocks=0, blksize=4096, atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=None,
+        mode=kind | (0o555 if is_directory else 0o444), nlink=2 if is_directory else 1,
+        uid=0, gid=0, rdev=0, dev=0, ino=0, size=0, blocks=0, blksize=4096,
+        atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=None,
         mount_id=0, mount_root=False,
     )  # fmt: skip

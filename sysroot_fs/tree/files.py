@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sidecar.descriptor import Descriptor
 from sidecar.linux import fd_path
+from sidecar.walk import Layer
 from sysroot_fs.tree.core import Tree, error
 from sysroot_fs.tree.inodes import Inode
 
@@ -46,6 +47,9 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     inode = tree.inodes[number]
     if inode.kind != stat_module.S_IFREG:
         raise error(errno.EINVAL)
+    if inode.layer is Layer.VIRTUAL:
+        # There to be mounted on; it has no content.
+        raise error(errno.EACCES)
     writable = is_writable(flags)
     if writable or flags & os.O_TRUNC:
         tree.check_writable(inode.layer)
@@ -102,7 +106,7 @@ def sync(handle: Handle, data_only: bool) -> None:
 
 def sync_directory(tree: Tree, inode: Inode) -> None:
     """Wait until the directory's entries are on its volume. Blocks."""
-    if inode.layer.value == "virtual":
+    if inode.layer is Layer.VIRTUAL:
         return
     held = tree.inodes.descriptor(inode)
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=held.fd)

@@ -1,0 +1,1 @@
+"""Entering a guest root: namespaces, mounts, the terminal, signals, exit statuses."""

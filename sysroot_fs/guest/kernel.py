@@ -1,0 +1,197 @@
+"""The system calls for namespaces and mounts that `os` lacks, made to feel like `os`.
+
+As in `sidecar.linux`: one call each, failures as OSError, nothing decided here. Mounts are made
+with the calls of Linux 5.2 (fsopen, open_tree, move_mount), which hand out a descriptor of a mount
+that is nowhere yet: no mountpoint has to be made, and none is looked up twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from sidecar.linux import AT_EMPTY_PATH, AT_FDCWD, failure
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOSUID: Final = 0x02
+MOUNT_ATTR_NODEV: Final = 0x04
+MOUNT_ATTR_NOEXEC: Final = 0x08
+MOUNT_ATTR_NOATIME: Final = 0x10
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_syscall: Final = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+# The same on every architecture but alpha, as all calls since Linux 5.1.
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+_MOUNT_SETATTR: Final = 442
+# Older than that, and glibc has no function for it: linux/unistd.h of each architecture.
+_PIVOT_ROOT: Final = {
+    "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "i686": 217, "i386": 217,
+    "armv7l": 218, "armv6l": 218, "ppc64le": 203, "ppc64": 203, "s390x": 217,
+}  # fmt: skip
+
+
+def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    # Integers as C long: an int would leave the upper half of the register as it was.
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    return int(_syscall(ctypes.c_long(number), *words))
+
+
+def _checked(result: int, name: bytes | None = None) -> int:
+    if result < 0:
+        raise failure(name)
+    return result
+
+
+# --- namespaces ---------------------------------------------------------------------------------
+
+
+def unshare(flags: int) -> None:
+    """Give the calling process namespaces of its own, CLONE_NEW*."""
+    _checked(_libc.unshare(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter the namespace behind *fd*; *kind* is the CLONE_NEW* that it must be."""
+    _checked(_libc.setns(fd, kind))
+
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process when the one that forked it ends. A change of user clears it."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(signal.SIGKILL)))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_long(1)))
+
+
+# --- mounts -------------------------------------------------------------------------------------
+
+_MS_REC: Final = 0x4000
+_MS_SLAVE: Final = 1 << 19
+
+
+def keep_mounts_to_ourselves() -> None:
+    """From here on no mount of this namespace shows outside; outer ones still come in."""
+    _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None), b"/")
+
+
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC alike
+
+
+def new_mount(
+    kind: bytes, options: Mapping[bytes, bytes | None] | None = None, attributes: int = 0
+) -> int:
+    """A new mount of a filesystem of the type *kind*, attached nowhere: its root's descriptor.
+
+    An option without a value is a flag. *attributes* are MOUNT_ATTR_*.
+    """
+    context = _checked(_call(_FSOPEN, kind, _CLOEXEC), kind)
+    try:
+        for key, value in (options or {}).items():
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            _checked(_call(_FSCONFIG, context, command, key, value, 0), key)
+        _checked(_call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
+        return _checked(_call(_FSMOUNT, context, _CLOEXEC, attributes), kind)
+    finally:
+        os.close(context)
+
+
+_OPEN_TREE_CLONE: Final = 1
+_AT_RECURSIVE: Final = 0x8000
+_MOUNT_ATTR: Final = struct.Struct("=QQQQ")
+
+
+def clone_mounts(path: bytes) -> int:
+    """A copy of the mounts at and below *path*, attached nowhere: what `mount --rbind` binds."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    return _checked(_call(_OPEN_TREE, AT_FDCWD, path, flags), path)
+
+
+def make_read_only(mount: int) -> None:
+    """Make every mount of the copy *mount* read-only (Linux 5.12)."""
+    wanted = _MOUNT_ATTR.pack(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    flags = AT_EMPTY_PATH | _AT_RECURSIVE
+    _checked(_call(_MOUNT_SETATTR, mount, b"", flags, wanted, len(wanted)))
+
+
+_MOVE_FROM_EMPTY: Final = 0x04
+_MOVE_TO_EMPTY: Final = 0x40
+
+
+def attach(mount: int, where: int) -> None:
+    """Put a mount that is nowhere onto the file or directory behind the descriptor *where*."""
+    flags = _MOVE_FROM_EMPTY | _MOVE_TO_EMPTY
+    _checked(_call(_MOVE_MOUNT, mount, b"", where, b"", flags))
+
+
+_MNT_DETACH: Final = 2
+
+
+def change_root(root: int) -> None:
+    """Make the attached mount *root* the root of this namespace, and let go of the old one.
+
+    The working directory is the new root afterwards. The trick with two dots is pivot_root(2)'s
+    own: the old root ends up on top of the new one, from where it is taken away.
+    """
+    os.fchdir(root)
+    machine = platform.machine()
+    if machine not in _PIVOT_ROOT:
+        raise NotImplementedError(f"pivot_root(2) has no known number on {machine}")
+    _checked(_call(_PIVOT_ROOT[machine], b".", b"."))
+    _checked(_libc.umount2(b".", _MNT_DETACH))
+    os.chdir("/")
+
+
+# --- signals ------------------------------------------------------------------------------------
+
+_SIGNAL_SET: Final = ctypes.c_char * 128
+_SIGNALFD_INFO: Final = struct.Struct("=Iii116x")  # number, errno, code, the rest
+_SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+
+SI_KERNEL: Final = 0x80
+"""The code of a signal that the kernel sends on its own: ^C of the terminal, for one."""
+
+
+def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
+    """A descriptor from which `read_signals` reads *numbers*; the caller has blocked them."""
+    wanted = _SIGNAL_SET()
+    _libc.sigemptyset(wanted)
+    for number in numbers:
+        _libc.sigaddset(wanted, int(number))
+    return _checked(_libc.signalfd(-1, wanted, _SFD_FLAGS))
+
+
+def read_signals(fd: int) -> list[tuple[signal.Signals, int]]:
+    """The signals that have come, each with its code (SI_*)."""
+    found: list[tuple[signal.Signals, int]] = []
+    while True:
+        try:
+            data = os.read(fd, _SIGNALFD_INFO.size)
+        except BlockingIOError:
+            return found
+        number, _, code = _SIGNALFD_INFO.unpack(data)
+        found.append((signal.Signals(number), code))

@@ -1,0 +1,331 @@
+"""The process that the user has started: it forks the others, relays, and says how it ended.
+
+    runner -- monitor -- program        the guest's mount namespace is the monitor's and below
+           \\- server                    serves the tree from outside of it
+
+All of them are forked before anything has started a thread; the runner itself never does. It
+waits in one poll loop for the monitor's messages, signals, the server's end and, with a terminal,
+what is to be copied. When it is killed the monitor ends the guest's processes, and with the last
+of them the mount namespace, the mount and the server are gone: nothing of a run has a name on the
+host that could be left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn, final
+
+from attrs import define, field
+
+from sysroot_fs.guest import kernel
+from sysroot_fs.guest.channel import Channel, Kind, Message
+from sysroot_fs.guest.monitor import Monitor
+from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
+from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.survivors import Survivors
+from sysroot_fs.guest.terminal import Outer, Relay, restore_terminal, set_up
+
+_PASSED_ON: Final[frozenset[signal.Signals]] = frozenset({
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+})  # fmt: skip
+_WATCHED: Final = _PASSED_ON | {signal.SIGWINCH, signal.SIGCONT}
+
+_END_SECONDS: Final = 9.0
+"""How long it may take to end all of a guest's processes: `survivors` gives up after less."""
+_SERVER_SECONDS: Final = 5.0
+"""How long the server may take to end after the mount is gone."""
+
+Serve = Callable[[Callable[[], int | None]], None]
+"""Gets ready to serve the tree, then asks for the descriptor of its mount, which comes when there
+is one, and serves until it is unmounted. None says that there will be no mount."""
+
+
+@final
+@define(eq=False)
+class Runner:
+    """One run. `run` returns the exit status."""
+
+    plan: Plan
+    serve: Serve
+    _mask: set[int] = field(init=False, factory=set)
+    _monitor: int = field(init=False, default=0)
+    _server: int = field(init=False, default=0)
+    _guest: Channel = field(init=False)
+    _report: Channel = field(init=False)
+    _outer: Outer | None = field(init=False, default=None)
+    _relay: Relay | None = field(init=False, default=None)
+    _description: bytes = field(init=False, default=b"")
+    _started: bool = field(init=False, default=False)
+    _interrupted: signal.Signals | None = field(init=False, default=None)
+    _status: int | None = field(init=False, default=None)
+    _failure: Exception | None = field(init=False, default=None)
+    _deadline: float | None = field(init=False, default=None)
+    _monitor_lives: bool = field(init=False, default=True)
+    _server_lives: bool = field(init=False, default=True)
+
+    def run(self) -> int:
+        """Run the program; its exit status, 128 + N where signal N has killed it.
+
+        Raises `Refusal` where it cannot be started, GuestError where the root cannot be made.
+        """
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError("run must not be called in a process that has threads: it forks")
+        self._mask = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)))
+        signals = kernel.signal_descriptor(_WATCHED)
+        try:
+            if self.plan.terminal:
+                self._outer = Outer()
+            self._fork()
+            self._loop(signals)
+        finally:
+            if self._outer is not None:
+                self._outer.restore()
+            self._end()
+            os.close(signals)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if self._failure is not None:
+            raise self._failure
+        if self._interrupted is not None:
+            return 128 + self._interrupted
+        assert self._status is not None
+        code = os.waitstatus_to_exitcode(self._status)
+        return code if code >= 0 else 128 - code
+
+    # --- the processes -----------------------------------------------------------------------
+
+    def _fork(self) -> None:
+        self._guest, monitors = Channel.pair()
+        self._report, servers = Channel.pair()
+        to_server, from_monitor = Channel.pair()
+        self._server = os.fork()
+        if self._server == 0:
+            for channel in (self._guest, monitors, self._report, to_server):
+                channel.close()
+            self._be_the_server(servers, from_monitor)
+        servers.close()
+        from_monitor.close()
+        self._monitor = os.fork()
+        if self._monitor == 0:
+            self._guest.close()
+            self._report.close()
+            Monitor(self.plan, monitors, to_server, self._mask, self._restorer()).run()
+        monitors.close()
+        to_server.close()
+
+    def _restorer(self) -> Callable[[], object]:
+        if self._outer is None or self._outer.saved is None:
+            return lambda: None
+        fd, saved = os.dup(self._outer.stdin), self._outer.saved
+        return lambda: restore_terminal(fd, saved)
+
+    def _be_the_server(self, report: Channel, from_monitor: Channel) -> NoReturn:
+        status = 1
+        try:
+            # A session of its own: ^C and a hangup of the terminal are not for the server.
+            os.setsid()
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            for fd in (null, *self.plan.inherited):
+                os.close(fd)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self.serve(lambda: self._take_over(from_monitor))
+            status = 0
+        except BaseException as error:
+            text = str(error) or type(error).__name__
+            report.send(Message(Kind.FAILED, text=text.encode("utf-8", "surrogateescape")))
+        finally:
+            os._exit(status)
+
+    def _take_over(self, from_monitor: Channel) -> int | None:
+        """The descriptor of the mount, None where none came; from here on in its user namespace."""
+        message = from_monitor.receive()
+        if message is None:
+            return None
+        device, namespace = message.fds
+        if self.plan.root.user_namespace:
+            # Owners and callers then have the numbers that the guest sees.
+            kernel.setns(namespace, kernel.CLONE_NEWUSER)
+        os.close(namespace)
+        return device
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def _loop(self, signals: int) -> None:
+        """Until the monitor is gone and all output has been passed on."""
+        server = os.pidfd_open(self._server)
+        try:
+            while self._monitor_lives or (self._relay is not None and not self._relay.done):
+                wanted = {signals: select.POLLIN}
+                if self._monitor_lives:
+                    wanted[self._guest.fileno()] = select.POLLIN
+                if self._server_lives:
+                    wanted[server] = select.POLLIN
+                if self._relay is not None:
+                    wanted.update(self._relay.interests())
+                ready = _poll(wanted, self._patience())
+                if not ready and self._deadline is not None and time.monotonic() >= self._deadline:
+                    break
+                # The monitor first: that the server has ended is no news when the program has too.
+                if self._guest.fileno() in ready:
+                    self._hear()
+                if signals in ready:
+                    for number, code in kernel.read_signals(signals):
+                        self._take(number, code)
+                if server in ready:
+                    self._server_ended()
+                if self._relay is not None:
+                    self._copy(self._relay, ready)
+        finally:
+            os.close(server)
+
+    def _patience(self) -> float | None:
+        """Seconds after which the loop has to look by itself."""
+        times = []
+        if self._deadline is not None:
+            times.append(max(0.0, self._deadline - time.monotonic()))
+        if self._relay is not None and (pause := self._relay.timeout()) is not None:
+            times.append(pause)
+        return min(times, default=None)
+
+    def _copy(self, relay: Relay, ready: dict[int, int]) -> None:
+        for fd, events in ready.items():
+            relay.handle(fd, events)
+        if relay.hung_up or relay.reader_gone:
+            relay.hang_up()
+
+    def _give_up(self, failure: Exception | None = None) -> None:
+        """Have the monitor end everything."""
+        if self._failure is None:
+            self._failure = failure
+        if self._deadline is None:
+            self._guest.say_no_more()
+            self._deadline = time.monotonic() + (_END_SECONDS if self._started else 1.0)
+
+    def _hear(self) -> None:
+        """Take one message from the monitor, or its end."""
+        message = self._guest.receive()
+        if message is None:
+            self._monitor_lives = False
+            if self._status is None and self._failure is None and self._interrupted is None:
+                self._failure = GuestError("the process that waits for the command was killed")
+            self._finish()
+            return
+        match message.kind:
+            case Kind.ENTERED:
+                self._description = message.text
+                if self._outer is not None:
+                    (master,) = message.fds
+                    set_up(master, self._outer)
+                    self._relay = Relay(self._outer, master)
+                    self._outer.raw()
+                self._guest.send(Message(Kind.CONTINUE))
+            case Kind.STARTED:
+                self._started = True
+                self._let_go()
+            case Kind.STOPPED:
+                self._stop()
+            case Kind.ENDED:
+                self._status = message.number
+                self._finish()
+            case Kind.REFUSED if message.number != OWN_FAILURE:
+                self._failure = Refusal(message.number, os.fsdecode(message.text))
+            case Kind.REFUSED | Kind.FAILED:
+                self._failure = GuestError(os.fsdecode(message.text))
+
+    def _finish(self) -> None:
+        if self._relay is not None:
+            # The end comes when the monitor has ended whoever else could write.
+            self._relay.finish(seconds=_END_SECONDS, quiet=_END_SECONDS)
+
+    def _take(self, number: signal.Signals, code: int) -> None:
+        if number is signal.SIGWINCH or number is signal.SIGCONT:
+            if self._outer is not None and self._relay is not None:
+                if number is signal.SIGCONT:
+                    self._outer.continued()
+                self._relay.resize()
+        elif not self._started:
+            self._interrupted = number
+            self._give_up()
+        elif self._outer is not None or code != kernel.SI_KERNEL:
+            # Without a terminal of its own the program hears the user's ^C from the kernel.
+            self._guest.send(Message(Kind.SIGNAL, number))
+
+    def _stop(self) -> None:
+        """The program was stopped by ^Z: so is this, until the shell goes on with it."""
+        if self._outer is None or self._relay is None:
+            return
+        self._relay.drain(seconds=1.0)
+        self._outer.restore()
+        os.kill(0, signal.SIGTSTP)
+        self._outer.raw()
+        self._relay.resize()
+        self._guest.send(Message(Kind.CONTINUE))
+
+    def _let_go(self) -> None:
+        """Whoever reads or writes the other ends must deal with the program alone."""
+        for fd in self.plan.inherited:
+            os.close(fd)
+        if self._outer is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
+            os.close(null)
+
+    def _server_ended(self) -> None:
+        self._server_lives = False
+        if self._status is not None or self._failure is not None or self._interrupted is not None:
+            return
+        _, status = os.waitpid(self._server, 0)
+        self._server = 0
+        said = select.select([self._report], [], [], 0)[0] and self._report.receive()
+        if said:
+            self._give_up(GuestError(os.fsdecode(said.text)))
+            return
+        how = os.waitstatus_to_exitcode(status)
+        how_said = f"signal {-how}" if how < 0 else f"exit status {how}"
+        self._give_up(
+            GuestError(f"the server of the guest root has died ({how_said}): the command was ended")
+        )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Leave nothing behind, whatever has happened."""
+        if self._monitor:
+            self._guest.close()
+            self._wait_for(self._monitor, 0.5)
+        if self._description:
+            proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            Survivors.of(proc, self._description).kill()
+            os.close(proc)
+        if self._server:
+            self._report.close()
+            self._wait_for(self._server, _SERVER_SECONDS)
+
+    def _wait_for(self, pid: int, seconds: float) -> None:
+        process = os.pidfd_open(pid)
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if select.select([process], [], [], seconds)[0]:
+                break
+            seconds = 2.0
+        os.close(process)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _poll(wanted: dict[int, int], seconds: float | None) -> dict[int, int]:
+    poll = select.poll()
+    for fd, events in wanted.items():
+        poll.register(fd, events)
+    # Rounded up: rounded down, the last millisecond would be spent spinning.
+    return dict(poll.poll(None if seconds is None else 1000 * seconds + 1))

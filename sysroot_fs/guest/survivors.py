@@ -1,0 +1,114 @@
+"""The processes that a run has left behind, found by the mount that they live in, and ended.
+
+A process belongs to a run if it is in the run's mount namespace, or in one that was made from it:
+that one shows the run's mount still. Neither can be left without rights over the whole machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Final, final
+
+from attrs import define, field
+
+GRACE_SECONDS: Final = 2.0
+"""How long a process may take to end after SIGTERM before it is killed."""
+_KILL_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.01
+
+
+@final
+@define(eq=False)
+class Survivors:
+    """*proc* is the descriptor of a /proc that shows the run's processes.
+
+    *namespace* is what /proc/PID/ns/mnt says of a process of the run, *device* the number of its
+    FUSE mount as /proc/PID/mountinfo has it. *spared* is this process itself where it is one.
+    """
+
+    proc: int
+    namespace: bytes
+    device: bytes
+    spared: frozenset[int] = field(default=frozenset())
+    _others: dict[bytes, bool] = field(factory=dict, init=False)
+
+    @classmethod
+    def describe(cls, proc: int, pid: int) -> bytes:
+        """Namespace and device of the process *pid*, whose root is the run's mount."""
+        namespace = os.readlink(b"%d/ns/mnt" % pid, dir_fd=proc)
+        for line in _mountinfo(proc, pid):
+            fields = line.split(b" ")
+            if fields[4] == b"/":
+                return namespace + b" " + fields[2]
+        raise ProcessLookupError
+
+    @classmethod
+    def of(cls, proc: int, description: bytes, spared: frozenset[int] = frozenset()) -> Survivors:
+        """From what `describe` has said."""
+        namespace, _, device = description.partition(b" ")
+        return cls(proc, namespace, device, spared)
+
+    def find(self) -> list[int]:
+        """The process ids."""
+        found = []
+        self._others.clear()
+        for entry in os.listdir(self.proc):
+            if entry.isdigit() and int(entry) not in self.spared:
+                # Gone in the meantime, or another user's, which no process of the run is.
+                with contextlib.suppress(OSError):
+                    if self._is_one(int(entry)):
+                        found.append(int(entry))
+        return found
+
+    def _is_one(self, pid: int) -> bool:
+        namespace = os.readlink(b"%d/ns/mnt" % pid, dir_fd=self.proc)
+        if namespace == self.namespace:
+            return True
+        if namespace not in self._others:
+            self._others[namespace] = any(
+                line.split(b" ")[2] == self.device for line in _mountinfo(self.proc, pid)
+            )
+        return self._others[namespace]
+
+    def end(self) -> None:
+        """End them all: asked first, then killed. Their children in between too."""
+        asked: set[int] = set()
+        began = time.monotonic()
+        while left := self.find():
+            waited = time.monotonic() - began
+            if waited > GRACE_SECONDS:
+                self.kill()
+                return
+            for pid in left:
+                if pid not in asked:
+                    asked.add(pid)
+                    self._send(pid, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
+            time.sleep(_PAUSE_SECONDS)
+
+    def kill(self) -> None:
+        """End them all at once."""
+        began = time.monotonic()
+        while (left := self.find()) and time.monotonic() - began < _KILL_SECONDS:
+            for pid in left:
+                self._send(pid, signal.SIGKILL)
+            time.sleep(_PAUSE_SECONDS)
+
+    def _send(self, pid: int, *numbers: signal.Signals) -> None:
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(pid)
+            try:
+                # Another process may have got the number in the meantime, never the descriptor.
+                if self._is_one(pid):
+                    for number in numbers:
+                        signal.pidfd_send_signal(process, number)
+            finally:
+                os.close(process)
+
+
+def _mountinfo(proc: int, pid: int) -> list[bytes]:
+    fd = os.open(b"%d/mountinfo" % pid, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    with open(fd, "rb") as lines:
+        return lines.read().splitlines()
