@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check lint clean
+.PHONY: help setup demo check lint man benchmark clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -20,6 +20,12 @@ lint: setup  ## style, format and types
 
 check: lint  ## everything that must hold: lint, then the tests
 	$(BIN)/pytest
+
+man: setup  ## write docs/man anew, from what the command line declares
+	$(BIN)/python -m sysroot_fs.cli.manual docs/man
+
+benchmark: setup  ## what things cost, beside others in the same run
+	@$(BIN)/python -m benchmarks.start
 
 clean:  ## remove .venv, caches and build output; the guest root's cache stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

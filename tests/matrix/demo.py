@@ -1,9 +1,9 @@
-"""``make demo``: a real musl guest on a volume that really folds case, mounted over this machine.
+"""``make demo``: a real musl guest on a volume that really folds case, laid over this machine.
 
 Every line of output below a ``guest#`` or ``host#`` prompt is the real output of the command that
-stands there. Guest commands run chrooted in the mount, each in a mount namespace of its own with
-/proc and /dev bound; what they did is then looked at from the host. Ends with a table of what was
-proved; exit 0 only if all of it held.
+stands there. Guest commands are started by ``sysroot-fs run``; what they did is then looked at from
+the host, on the volume and through a ``sysroot-fs mount`` of the same sysroot. Ends with a table of
+what was proved; exit 0 only if all of it held.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from tests.matrix import guests, volumes
 _LOADER: Final = "/" + guests.LOADER
 _PATIENCE: Final = 10.0
 _COMMAND: Final = Path(sys.executable).parent / "sysroot-fs"
-# The sbin folders are for the host's `mount`; the guest has none, and its own come first.
 _ENVIRONMENT: Final = {
-    "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+    "PATH": "/usr/bin:/bin",
     "HOME": "/root",
     "TERM": "dumb",
     "LC_ALL": "C",
@@ -69,22 +68,25 @@ class Stage:
     mount: Path
 
     def guest(self, command: str) -> str:
-        """Run a shell command inside the mounted guest root; show and return its output."""
-        enter = (
-            'mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" && '
-            'exec chroot "$1" /bin/sh -c "$2"'
-        )
-        words = ["unshare", "-m", "sh", "-c", enter, "sh", str(self.mount), command]
-        return _show("guest#", command, words, _ENVIRONMENT)
+        """Run a shell command inside the guest root; show and return its output."""
+        return self.run("/bin/sh", "-c", command, shown=command)[1]
+
+    def run(self, *words: str, shown: str | None = None) -> tuple[int, str]:
+        """Run a program inside the guest root; show its output and return it with the status."""
+        command = [str(_COMMAND), "run", str(self.sysroot), "--", *words]
+        if shown is None:
+            name = f"sysroot-fs run {self.sysroot} -- {shlex.join(words)}"
+            return _show("host#", name, command, _ENVIRONMENT)
+        return _show("guest#", shown, command, _ENVIRONMENT)
 
     def host(self, *words: str) -> str:
         """Run a command of the host; show and return its output."""
-        return _show("host#", shlex.join(words), words, None)
+        return _show("host#", shlex.join(words), words, None)[1]
 
 
 def _show(
     prompt: str, shown: str, words: tuple[str, ...] | list[str], env: dict[str, str] | None
-) -> str:
+) -> tuple[int, str]:
     print(f"  {prompt} {shown}", flush=True)
     done = subprocess.run(
         words,
@@ -97,7 +99,7 @@ def _show(
     text = done.stdout.decode(errors="replace")
     for line in text.splitlines():
         print(f"  {line}")
-    return text
+    return done.returncode, text
 
 
 def title(text: str) -> None:
@@ -119,13 +121,11 @@ def show_loader(stage: Stage, proofs: Proofs) -> None:
             rf"^\S+ \S+ \S+ (\w+):(\w+) (\d+) +{re.escape(_LOADER)}$", maps, re.M
         )
     }
-    seen = os.stat(f"{stage.mount}{_LOADER}")
-    mounted = (os.major(seen.st_dev), os.minor(seen.st_dev), seen.st_ino)
-    print(
-        f"  the loader's device and inode in the maps: {sorted(loaders)}; on the mount: {mounted}"
-    )
+    seen = stage.guest(f"stat -c '%Hd %Ld %i' {_LOADER}").split()
+    mounted = tuple(map(int, seen)) if len(seen) == 3 else ()
+    print(f"  the loader in the maps: {sorted(loaders)}; the guest's file: {mounted}")
     proofs.claim(
-        "the loader that ran is the file in the mount, by device and inode", loaders == {mounted}
+        "the loader that ran is the guest's own file, by device and inode", loaders == {mounted}
     )
 
     stored = (stage.sysroot / guests.LOADER).read_bytes()
@@ -134,11 +134,10 @@ def show_loader(stage: Stage, proofs: Proofs) -> None:
         Path(f"{stage.mount}{_LOADER}").read_bytes() == stored,
     )
     host = Path(_LOADER)
-    there = host.exists() and os.stat(host).st_dev == seen.st_dev
     print(f"  {_LOADER} on the host: {'exists, another file' if host.exists() else 'not there'}")
     proofs.claim(
         "nothing of the host's C library is in the program",
-        not there and not re.search(r"ld-linux|libc\.so\.6|libc-2", maps),
+        not re.search(r"ld-linux|libc\.so\.6|libc-2", maps),
     )
 
 
@@ -221,6 +220,38 @@ def show_layers(stage: Stage, proofs: Proofs) -> None:
     )
 
 
+def show_mount(stage: Stage, proofs: Proofs) -> None:
+    """The same guest root at a directory, beside the runs."""
+    title("The same root, mounted where everybody sees it")
+    lines = stage.host("grep", "-w", str(stage.mount), "/proc/mounts").splitlines()
+    proofs.claim(
+        "`mount` shows the guest root at a directory, as fuse.sysroot",
+        len(lines) == 1 and lines[0].split()[2] == "fuse.sysroot",
+    )
+
+
+def show_run(stage: Stage, proofs: Proofs) -> None:
+    """How a run ends, well and badly, and that nothing of it stays."""
+    title("How a run ends")
+    before = Path("/proc/self/mountinfo").read_text()
+    status, _ = stage.run("/bin/sh", "-c", "echo done; exit 42")
+    proofs.claim("the exit status is the command's", status == 42)
+    status, _ = stage.run("/bin/sh", "-c", "kill -KILL $$")
+    proofs.claim("a command that was killed by signal 9 gives 137", status == 137)
+    status, text = stage.run("no-such-program")
+    proofs.claim(
+        "a missing program gives 127, and where it was looked for",
+        status == 127 and "looked in /usr/bin, /bin" in text,
+    )
+    status, text = stage.run("/bin/sh", "-c", "sleep 1000 & echo left it running")
+    proofs.claim(
+        "no process and no mount of any run is left",
+        "left it running" in text
+        and not _processes(str(stage.sysroot), b"run")
+        and Path("/proc/self/mountinfo").read_text() == before,
+    )
+
+
 # --- setting up and taking away -----------------------------------------------------------------
 
 
@@ -272,11 +303,16 @@ def _is_mounted(mount: Path) -> bool:
 
 def _servers(mount: Path) -> list[int]:
     """Processes that were started to serve `mount`."""
+    return _processes(str(mount), b"mount")
+
+
+def _processes(word: str, verb: bytes) -> list[int]:
+    """Processes of this command's `verb` that have `word` among their arguments."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"mount" in words and os.fsencode(mount) in words:
+            if verb in words and os.fsencode(word) in words:
                 found.append(int(process.name))
     return found
 
@@ -313,8 +349,8 @@ def _play(proofs: Proofs) -> None:
             guests.unpack(sysroot, "symlink" if volume.kind == "zfs" else "copy")
             print(f"  volume: {volume.kind}; guest root: musl, busybox, GNU coreutils")
             stage = stack.enter_context(_mounted(sysroot, mount))
-            stage.host("grep", "-w", str(mount), "/proc/mounts")
-            for scene in (show_loader, show_case, show_host_files, show_layers):
+            scenes = (show_mount, show_loader, show_case, show_host_files, show_layers, show_run)
+            for scene in scenes:
                 scene(stage, proofs)
             title("Unmounting")
         left = [line for line in Path("/proc/mounts").read_text().splitlines() if str(base) in line]

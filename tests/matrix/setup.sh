@@ -11,7 +11,7 @@ fail() { say "setup: $*"; exit 1; }
 
 packages=(
     fuse3 libfuse3-dev pkg-config gcc libc6-dev     # the mount, and building pyfuse3
-    attr acl strace                                 # looking at it from outside
+    attr acl strace groff-base                                 # looking at it from outside
     zfs-fuse exfat-fuse exfatprogs ntfs-3g          # volumes that fold case
     make binutils dpkg-dev patch bzip2 xz-utils linux-libc-dev  # building the guest root
 )
