@@ -349,6 +349,31 @@ class Walk:
                 return steps
         return steps
 
+    def real_path(self, path: bytes) -> bytes:
+        """The guest path without links to which *path* leads, as far as that is there.
+
+        What is missing is appended as it is. Raises OSError as `resolve` tells it.
+        """
+        real = b""
+        missing = False
+        for part in filter(None, path.split(b"/")):
+            here = real + b"/" + part
+            if not missing:
+                # The slash has the last link followed too.
+                last = self.resolve(here + b"/")[-1]
+                if last.error is None:
+                    real = last.path
+                    continue
+                if last.error == errno.ENOTDIR and last.path == here:
+                    missing = True  # a file: the last component, or the kernel will say
+                elif last.error != errno.ENOENT:
+                    raise OSError(last.error, os.strerror(last.error), path)
+                else:
+                    # A link that leads nowhere stays what it is.
+                    missing = True
+            real = here
+        return real or b"/"
+
     def _present(
         self, place: Place, name: bytes, path: bytes, found: Found, link: bytes | None
     ) -> Step:

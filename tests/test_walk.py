@@ -517,6 +517,47 @@ def told(steps: list[Step]) -> list[tuple[bytes, str, str]]:
     return [(step.path, step.verdict, step.layer) for step in steps]
 
 
+# --- what is there to be mounted on -----------------------------------------------------------
+
+
+def test_a_mountpoint_is_there_where_neither_layer_has_it(ground: Ground) -> None:
+    """It and the way to it are virtual: in the sysroot, on the host, below a mapping."""
+    (ground.sysroot / "usr").mkdir()
+    (ground.host / "opt").mkdir()
+    walk = ground.walk()
+    walk.mountpoints = {b"/usr/a": True, b"/usr/a/f": False, b"/opt/x": True, b"/new": True}
+    for path in (b"/usr/a/", b"/usr/a/f", b"/opt/x", b"/new"):
+        last = walk.resolve(path)[-1]
+        assert (last.layer, last.error) == ("virtual", None), path
+    assert walk.resolve(b"/usr/a/g")[-1].error == errno.ENOENT
+    assert walk.resolve(b"/usr/a/f/")[-1].error == errno.ENOTDIR
+
+
+def test_a_mountpoint_hides_nothing(ground: Ground) -> None:
+    """What a layer has is seen, whatever is to be mounted there."""
+    put(ground.sysroot / "etc/f", "sysroot")
+    put(ground.host / "etc/g", "host")
+    walk = ground.walk()
+    walk.mountpoints = {b"/etc": True, b"/etc/f": True, b"/etc/g": True}
+    assert [step.layer for step in walk.resolve(b"/etc/f")] == ["sysroot"] * 2
+    assert walk.resolve(b"/etc/g")[-1].layer == "host"
+
+
+def test_a_real_path_has_no_links(linking: Ground) -> None:
+    """Links are followed as far as there is something; the rest is kept as it is."""
+    (linking.sysroot / "run").mkdir()
+    (linking.sysroot / "var").mkdir()
+    (linking.sysroot / "var/run").symlink_to("/run")
+    (linking.sysroot / "loose").symlink_to("/gone/away")
+    put(linking.sysroot / "file")
+    walk = linking.walk()
+    assert walk.real_path(b"/var/run/a/b") == b"/run/a/b"
+    assert walk.real_path(b"/var/run") == b"/run"
+    assert walk.real_path(b"/file") == b"/file"
+    assert walk.real_path(b"/loose/x") == b"/loose/x"
+    assert walk.real_path(b"/") == b"/"
+
+
 def test_resolve_tells_every_component(ground: Ground) -> None:
     """A path through both layers: each component with its layer, stored name and reason."""
     ground.guest(b"var").mkdir()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from sysroot_fs.cli.errors import SysrootError, UsageError
 from sysroot_fs.cli.options import Settings, split_escaped
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.plan import Bind, Command, Kernel, Plan, Root, Tmpfs
 from sysroot_fs.text import absolute, reason, shown
+
+if TYPE_CHECKING:
+    from sysroot_fs.tree import Tree
 
 _SOURCE_MAX = 255
 """Bytes that fsconfig(2) takes for one value; a longer source is shown by its end."""
@@ -46,12 +50,19 @@ def _mounts(arguments: argparse.Namespace) -> tuple[Bind | Tmpfs, ...]:
     return tuple(found)
 
 
-def mountpoints(plan: Plan) -> dict[bytes, bool]:
-    """The guest paths on which the plan mounts; true for a directory."""
-    return {
+def make_room(tree: Tree, plan: Plan) -> None:
+    """Have the tree show what the plan mounts on, whether the guest has it or not."""
+    wanted = {
         mount.target: not isinstance(mount, Bind) or os.path.isdir(mount.source)
         for mount in plan.root.mounts
     }
+    try:
+        tree.make_room(wanted)
+    except OSError as error:
+        raise SysrootError(
+            f"the guest has no place to mount on: {shown(os.fsencode(error.filename or ''))}: "
+            f"{reason(error)}"
+        ) from error
 
 
 def _number(option: str, text: str) -> int:

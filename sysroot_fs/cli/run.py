@@ -17,7 +17,7 @@ from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.errors import FuseUnavailable, RunFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
-from sysroot_fs.cli.plans import make_plan, mountpoints
+from sysroot_fs.cli.plans import make_plan, make_room
 from sysroot_fs.cli.trees import open_tree
 from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
 from sysroot_fs.guest.program import Refusal
@@ -179,7 +179,8 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.max_read is not None:
         note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
     with machine.most_descriptors():
-        tree = open_tree(sysroot, settings, mountpoints(plan))
+        tree = open_tree(sysroot, settings)
+        make_room(tree, plan)
     serve = _serve(tree, settings, plan, log)
     try:
         return Runner(plan, serve).run()

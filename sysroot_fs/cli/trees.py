@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sysroot_fs.cli.errors import SysrootError
@@ -13,13 +12,8 @@ if TYPE_CHECKING:
     from sysroot_fs.tree import Tree
 
 
-def open_tree(
-    sysroot: bytes, settings: Settings, mountpoints: Mapping[bytes, bool] | None = None
-) -> Tree:
-    """Open the roots and probe the volume; raises SysrootError. The caller closes the tree.
-
-    *mountpoints* are guest paths to mount on, true for a directory; they need not exist.
-    """
+def open_tree(sysroot: bytes, settings: Settings) -> Tree:
+    """Open the roots and probe the volume; raises SysrootError. The caller closes the tree."""
     # Imported here: help, usage errors and every early check answer without loading the tree.
     from sidecar.volume import ProbeError
     from sysroot_fs.tree import Tree, TreeConfig
@@ -33,7 +27,6 @@ def open_tree(
         host_writes=settings.host_writes,
         listing=settings.listing,
         names=settings.names,
-        mountpoints=mountpoints or {},
         read_only=settings.read_only,
         entry_timeout=settings.entry_timeout,
         attr_timeout=settings.attr_timeout,

@@ -38,10 +38,7 @@ TWIN_SECONDS: Final = 1.0
 
 @frozen(kw_only=True)
 class TreeConfig:
-    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching.
-
-    *mountpoints* are guest paths to mount on, true for a directory: see `with_parents`.
-    """
+    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching."""
 
     sysroot: bytes
     host: bytes | None = b"/"
@@ -51,7 +48,6 @@ class TreeConfig:
     host_writes: str = "rw"
     listing: str = "sysroot"
     names: str = "natural"
-    mountpoints: Mapping[bytes, bool] = field(factory=dict)
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -65,17 +61,6 @@ class Entry:
     inode: Inode
     stat: Stat
     timeout: float
-
-
-def with_parents(mountpoints: Mapping[bytes, bool]) -> dict[bytes, bool]:
-    """*mountpoints* and every directory on the way to one of them."""
-    every: dict[bytes, bool] = {}
-    for path, is_directory in mountpoints.items():
-        parts = path.split(b"/")[1:]
-        for length in range(1, len(parts)):
-            every[b"/" + b"/".join(parts[:length])] = True
-        every.setdefault(path, is_directory)
-    return every
 
 
 def error(number: int) -> OSError:
@@ -113,9 +98,7 @@ class Tree:
         host = None
         if config.host is not None and not self.rules.shuts_all:
             host = _open_root(config.host)
-        self.walk = Walk(
-            sysroot, host, self.rules, Policy(config.names), with_parents(config.mountpoints)
-        )
+        self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
         self._root_place = self.walk.root()
         self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
@@ -131,6 +114,21 @@ class Tree:
         """Let go of what is held. Descriptors close with their last holder."""
         self._twins.clear()
         self.forgotten.clear()
+
+    def make_room(self, mountpoints: Mapping[bytes, bool]) -> None:
+        """Have guest paths to mount on, true for a directory and false for a file.
+
+        They and the way to them are there from now on, empty, as far as neither layer has them.
+        Nothing is stored, and nothing can be made in them. Raises OSError.
+        """
+        every: dict[bytes, bool] = {}
+        for path, is_directory in mountpoints.items():
+            # The kernel asks for what the links on the way lead to.
+            parts = self.walk.real_path(path).split(b"/")[1:]
+            for length in range(1, len(parts)):
+                every[b"/" + b"/".join(parts[:length])] = True
+            every.setdefault(b"/" + b"/".join(parts), is_directory)
+        self.walk.mountpoints = every
 
     # --- places ------------------------------------------------------------------------------
 
