@@ -11,9 +11,9 @@ import os
 def shown(path: bytes) -> str:
     """`path` for a sentence: UTF-8 where it is that, `\\xNN` for every other byte."""
     text = path.decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    # Not the codec unicode_escape: Python imports it at its first use, and after a change of root
+    # there is nothing to import it from.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: OSError) -> str:

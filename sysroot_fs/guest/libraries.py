@@ -105,7 +105,8 @@ def missing(program: bytes, image: elf.Image, environment: Mapping[bytes, bytes]
         return []
     if not missed:
         return []
-    confirmed = loader_misses(loader, path, environment, search.secure)
+    # $ORIGIN is where the file lies; the loader takes the path that it is given for that.
+    confirmed = loader_misses(loader, os.path.realpath(path), environment, search.secure)
     return [miss for miss in missed if miss.library in confirmed]
 
 
@@ -205,6 +206,8 @@ class _Search:
                 raise _GaveUp
             if where:
                 looked[where] = None
+            if path is None:
+                continue
             try:
                 image = elf.read(path)
             except PermissionError:
@@ -222,8 +225,8 @@ class _Search:
         ignored = self.secure and bool(self.environment.get(b"LD_LIBRARY_PATH"))
         return Missing(name, needer.name or None, tuple(looked), shut, ignored)
 
-    def _candidates(self, name: bytes, needer: _Object) -> Iterator[tuple[bytes, bytes]]:
-        """What to try, in order: a directory to name to the user, and the path."""
+    def _candidates(self, name: bytes, needer: _Object) -> Iterator[tuple[bytes, bytes | None]]:
+        """What to try, in order: a place to name to the user, and the path, if it has one."""
         if b"/" in name:
             for path in self._expanded([name], needer):
                 yield b"", path
@@ -233,6 +236,8 @@ class _Search:
         if not self.musl:
             for path in self._cached(name):
                 yield _CACHE, path
+            if self._cache:
+                yield _CACHE, None
         if self._system is None:
             self._system = self._musl_system() if self.musl else self._glibc_system()
         for where in self._system:

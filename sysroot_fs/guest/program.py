@@ -251,7 +251,7 @@ def check(program: bytes, environment: Mapping[bytes, bytes]) -> None:
     if first.ignored:
         said += ", and not in LD_LIBRARY_PATH, which programs that gain rights ignore"
     if others:
-        said += f"; so it does {_names([other.library for other in others], 5)}"
+        said += f"; it also lacks {_names([other.library for other in others], 5)}"
     raise Refusal(NOT_FOUND, said)
 
 
