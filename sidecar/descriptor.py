@@ -15,7 +15,7 @@ from typing import Final, final
 class Descriptor:
     """Owns the descriptor *fd*: it is closed with the last reference to this object."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("__weakref__", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd: Final = fd

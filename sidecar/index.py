@@ -6,6 +6,10 @@ can cost a second look, not a wrong answer that lasts. It is read again when the
 moved, and, while these are too young to prove anything (volumes count in steps of up to two
 seconds), at least once a second.
 
+With a fold key (the fold policy, `docs/CONTRACT.md` section 6) it also says which entry a name
+means in another spelling, and that none does: then the directory is not asked at all for as long
+as `BELIEF_NS`, because misses are what compilers and games ask for most.
+
 Its file (`.elfuse_case_index`, rows `hex TAB token LF`) holds the names that no escape can hold.
 A row is written before its object and taken away after it. A malformed row makes the directory
 answer EIO; it is never read as empty.
@@ -13,6 +17,7 @@ answer EIO; it is never read as empty.
 
 from __future__ import annotations
 
+import bisect
 import errno
 import logging
 import os
@@ -40,7 +45,9 @@ from sidecar.naming import (
     is_leftover,
     is_reserved,
     is_token,
+    needs_index,
 )
+from sidecar.spelling import Key
 from sidecar.volume import Traits
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,8 @@ TRUST_NS: Final = 1_000_000_000
 """How long, in nanoseconds, an index is believed while its directory's times are young."""
 QUIET_NS: Final = 3_000_000_000
 """Times older than this at the scan cannot hide a later change (exFAT counts in 2 s steps)."""
+BELIEF_NS: Final = 10_000_000
+"""How long, in nanoseconds, an index with a fold key is believed without asking the volume."""
 LOCK_TIMEOUT: Final = 5.0
 """Seconds to wait for another mount that is naming something in the same directory."""
 
@@ -66,12 +75,16 @@ class DamagedIndex(OSError):
 
 @frozen(slots=True)
 class Entry:
-    """A guest name that exists: the stored name, what that is to it, and its attributes."""
+    """A guest name that exists: the stored name, what that is to it, and its attributes.
+
+    *guest* is the entry's own spelling where it was found in another.
+    """
 
     stored: bytes
     kind: Kind
     stat: Stat
     door: bool
+    guest: bytes = b""
 
 
 def look(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
@@ -131,10 +144,14 @@ def _widest(name: bytes) -> bytes:
 
 @define(slots=True)
 class DirectoryIndex:
-    """What is known of the spellings in one directory. Descriptors are borrowed per call."""
+    """What is known of the spellings in one directory. Descriptors are borrowed per call.
+
+    *key* is the fold key under which names are one, None where every spelling is a name.
+    """
 
     traits: Traits
     policy: Policy
+    key: Key | None = None
     names: set[bytes] = field(factory=set)
     rows: dict[bytes, bytes] = field(factory=dict)
     _claims: set[bytes] = field(factory=set)
@@ -142,6 +159,10 @@ class DirectoryIndex:
     _stamp: tuple[int, int] | None = None
     _scanned: int = 0
     _quiet: bool = False
+    retired: bool = False
+    """No longer the one that is kept of this directory: it must be asked for anew."""
+    _believed: int = 0
+    _folded: dict[bytes, list[tuple[bytes, bytes]]] | None = None
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -169,6 +190,7 @@ class DirectoryIndex:
         self.rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
         self.names = names
         self._slots = None
+        self._folded = None
         self._claims.clear()
         newest = max(before.st_mtime_ns, before.st_ctime_ns)
         self._quiet = time.time_ns() - newest > QUIET_NS + self.traits.time_step_ns
@@ -199,8 +221,15 @@ class DirectoryIndex:
 
     def refresh(self, dirfd: int) -> None:
         """Scan the directory unless what is known still holds."""
+        if self.key is not None and time.monotonic_ns() < self._believed:
+            return
         if not self._valid(dirfd):
             self.scan(dirfd)
+        self._believed = time.monotonic_ns() + BELIEF_NS
+
+    def doubt(self) -> None:
+        """Believe nothing without a look: something depends on the next answer."""
+        self._believed = 0
 
     def _spelled(self, dirfd: int, stored: bytes) -> bool:
         """Whether an entry that answers to *stored* is spelled exactly so."""
@@ -217,9 +246,53 @@ class DirectoryIndex:
     def find(self, dirfd: int, name: bytes) -> tuple[Entry | None, bool]:
         """The entry for guest *name*, and whether its literal slot is held by another spelling.
 
-        Order of reading: the exact literal name, the escape, the index row.
+        Order of reading: the exact literal name, the escape, the index row; with a fold key after
+        these the first other spelling in byte order.
         """
         self.refresh(dirfd)
+        if self.key is not None:
+            entry = self._find_folded(dirfd, self.key(name), name)
+            if entry is not None or not self.encodes:
+                return entry, False
+        return self._find_exact(dirfd, name)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether stored names may differ from guest names here."""
+        return needs_index(self.traits, self.policy)
+
+    def _find_folded(self, dirfd: int, key: bytes, name: bytes) -> Entry | None:
+        for first_time in (True, False):
+            spellings = self._spellings().get(key)
+            if not spellings:
+                return None
+            guest, stored = next((one for one in spellings if one[0] == name), spellings[0])
+            seen = look(dirfd, stored)
+            if seen is not None:
+                return Entry(stored, self._kind(guest, stored, name), *seen, guest)
+            if first_time:
+                # Gone behind our back.
+                self.scan(dirfd)
+        return None
+
+    @staticmethod
+    def _kind(guest: bytes, stored: bytes, name: bytes) -> Kind:
+        if guest != name:
+            return Kind.FOLDED
+        if stored == guest:
+            return Kind.LITERAL
+        return Kind.TOKEN if is_token(stored) else Kind.ESCAPE
+
+    def _spellings(self) -> dict[bytes, list[tuple[bytes, bytes]]]:
+        """Fold key -> (guest name, stored name) of all that have it, in byte order."""
+        if self._folded is None:
+            assert self.key is not None
+            self._folded = {}
+            for pair in sorted(self._pairs()):
+                self._folded.setdefault(self.key(pair[0]), []).append(pair)
+        return self._folded
+
+    def _find_exact(self, dirfd: int, name: bytes) -> tuple[Entry | None, bool]:
         claimed = False
         if not (is_reserved(name) and self._reserves(name)):
             seen = look(dirfd, name)
@@ -289,6 +362,11 @@ class DirectoryIndex:
     def listing(self, dirfd: int) -> list[tuple[bytes, bytes]]:
         """Every (guest name, stored name) of the directory, in no order."""
         self.refresh(dirfd)
+        return self._pairs()
+
+    def _pairs(self) -> list[tuple[bytes, bytes]]:
+        if not self.encodes:
+            return [(name, name) for name in self.names]
         tokens = {stored: name for name, stored in self.rows.items()}
         found = []
         for stored in self.names:
@@ -355,6 +433,9 @@ class DirectoryIndex:
                     continue
                 made = make(stored)
             except FileExistsError as error:
+                # Somebody else has made it since the scan.
+                self._stamp = None
+                self.doubt()
                 # Its traceback would hold this frame, and with it what the callers have open.
                 last = error.with_traceback(None)
                 continue
@@ -375,12 +456,24 @@ class DirectoryIndex:
         self.names.add(stored)
         if self._slots is not None:
             self._slots.add(self._slot(stored))
+        if self._folded is not None and self.key is not None:
+            if self.encodes:
+                self._folded = None
+            else:
+                spellings = self._folded.setdefault(self.key(stored), [])
+                if (stored, stored) not in spellings:
+                    bisect.insort(spellings, (stored, stored))
         self._restamp(dirfd)
 
     def removed(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* went away, and drop its row."""
         self.names.discard(stored)
         self._slots = None
+        if self._folded is not None and self.key is not None:
+            if self.encodes:
+                self._folded = None
+            elif (stored, stored) in (spellings := self._folded.get(self.key(stored), [])):
+                spellings.remove((stored, stored))
         for name, row in list(self.rows.items()):
             if row == stored:
                 try:
@@ -469,15 +562,18 @@ class Indexes:
 
     policy: Policy
     limit: int = 500_000
-    _known: OrderedDict[tuple[int, int], DirectoryIndex] = field(factory=OrderedDict)
+    _known: OrderedDict[tuple[int, int, Key | None], DirectoryIndex] = field(factory=OrderedDict)
 
-    def of(self, dirfd: int, traits: Traits) -> DirectoryIndex:
-        """The index of the directory behind *dirfd* (not refreshed yet)."""
+    def of(self, dirfd: int, traits: Traits, fold: Key | None = None) -> DirectoryIndex:
+        """The index of the directory behind *dirfd*, under the key *fold*; not refreshed yet.
+
+        Who keeps it asks again once it is `retired`.
+        """
         stat = os.fstat(dirfd)
-        key = (stat.st_dev, stat.st_ino)
+        key = (stat.st_dev, stat.st_ino, fold)
         index = self._known.get(key)
         if index is None:
-            index = self._known[key] = DirectoryIndex(traits, self.policy)
+            index = self._known[key] = DirectoryIndex(traits, self.policy, fold)
             self._trim()
         else:
             self._known.move_to_end(key)
@@ -490,3 +586,4 @@ class Indexes:
         while len(self._known) > 1 and (held > self.limit or len(self._known) > 4096):
             _, old = self._known.popitem(last=False)
             held -= len(old.names)
+            old.retired = True

@@ -42,6 +42,8 @@ class Kind(Enum):
     LITERAL = "exact"
     ESCAPE = "escape"
     TOKEN = "row"
+    FOLDED = "folded"
+    """Another spelling that the fold policy takes for the same name."""
 
 
 def needs_index(traits: Traits, policy: Policy) -> bool:

@@ -13,6 +13,7 @@ import stat as stat_module
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from attrs import define, field, frozen
 
@@ -22,11 +23,15 @@ from sidecar.index import DirectoryIndex, Indexes
 from sidecar.linux import Stat
 from sidecar.look import attributes
 from sidecar.naming import NAME_MAX, Kind, Policy, candidates, needs_index
+from sidecar.spelling import EXACT, Spelling
 from sidecar.twin import MAX_LINKS, ROOT, Caller, Twin
 from sidecar.volume import Traits
 
 VIRTUAL_TREES: Final = frozenset({b"proc", b"sys", b"dev"})
 """Top-level names that never fall back: empty directories to bind the real trees on."""
+
+CIOPFS: Final = b".ciopfs"
+"""A name that Wine looks for in a directory: where it is there, no spelling has to be tried."""
 
 _OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,6 +50,7 @@ class Verdict(Enum):
     EXACT = "exact"
     ESCAPE = "escape"
     ROW = "row"
+    FOLDED = "folded"
     HOST = "host"
     VIRTUAL = "virtual"
     ABSENT = "absent"
@@ -58,6 +64,7 @@ _FOUND: Final = {
     Kind.LITERAL: Verdict.EXACT,
     Kind.ESCAPE: Verdict.ESCAPE,
     Kind.TOKEN: Verdict.ROW,
+    Kind.FOLDED: Verdict.FOLDED,
 }
 
 
@@ -86,6 +93,7 @@ class Place:
     twin: Callable[[], Twin | None]
     traits: Traits | None = None
     is_root: bool = False
+    spelling: Spelling = EXACT
 
     @property
     def fd(self) -> int:
@@ -100,7 +108,8 @@ class Found:
     """An entry. *holder* is the directory descriptor in which *stored* names it.
 
     *private* says that not everybody may see it: the answer is for this caller alone. What is
-    virtual has neither attributes nor a holder: a directory, or with *regular* a file.
+    virtual has neither attributes nor a holder: a directory, or with *regular* a file. *guest* is
+    the entry's own spelling where it was found in another.
     """
 
     layer: Layer
@@ -111,6 +120,7 @@ class Found:
     mapped: bool
     private: bool = False
     regular: bool = False
+    guest: bytes = b""
 
 
 @frozen(slots=True, eq=False)
@@ -157,9 +167,14 @@ class Walk:
     host: Descriptor | None
     rules: HostRules
     policy: Policy = Policy.NATURAL
+    spelling: Spelling = EXACT
     mountpoints: Mapping[bytes, bool] = field(factory=dict)
     indexes: Indexes = field(init=False)
     _volumes: dict[int, Traits] = field(factory=dict, init=False)
+    _open: WeakKeyDictionary[Descriptor, DirectoryIndex] = field(
+        factory=WeakKeyDictionary, init=False
+    )
+    _measured: WeakKeyDictionary[Descriptor, Traits] = field(factory=WeakKeyDictionary, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.indexes = Indexes(self.policy)
@@ -171,8 +186,9 @@ class Walk:
         base = None if self.host is None else twin.root_twin(self.host)
         traits = self.traits(self.sysroot.fd)
         return Place(
-            Layer.SYSROOT, self.sysroot, False, lambda: b"/", lambda: base, traits, is_root=True
-        )
+            Layer.SYSROOT, self.sysroot, False, lambda: b"/", lambda: base, traits, True,
+            self.spelling,
+        )  # fmt: skip
 
     def traits(self, dirfd: int) -> Traits:
         """The traits of the volume on which *dirfd* lies, probed once per volume."""
@@ -189,11 +205,26 @@ class Walk:
         except volume.ProbeError as failure:
             raise OSError(errno.EIO, str(failure)) from None
 
+    def traits_of(self, descriptor: Descriptor) -> Traits:
+        """As `traits_below`, remembered with the descriptor."""
+        known = self._measured.get(descriptor)
+        if known is None:
+            known = self._measured[descriptor] = self.traits_below(descriptor.fd)
+        return known
+
     def index(self, place: Place) -> DirectoryIndex | None:
         """The index of a sysroot directory, None where stored names are guest names."""
-        if place.traits is None or not needs_index(place.traits, self.policy):
+        if place.traits is None:
             return None
-        return self.indexes.of(place.fd, place.traits)
+        if place.spelling.key is None and not needs_index(place.traits, self.policy):
+            return None
+        assert place.descriptor is not None
+        # Kept with the descriptor: a miss in a directory that folds must not cost a system call.
+        known = self._open.get(place.descriptor)
+        if known is None or known.retired or known.key is not place.spelling.key:
+            known = self.indexes.of(place.fd, place.traits, place.spelling.key)
+            self._open[place.descriptor] = known
+        return known
 
     def enter(self, place: Place, name: bytes, found: Found) -> Place:
         """The place for the directory *found* as *name* in *place*. Raises NotADirectoryError."""
@@ -209,8 +240,11 @@ class Walk:
         shut = found.mapped or (place.is_root and name in VIRTUAL_TREES)
         above = None if shut else place.twin()
         beside = None if above is None else twin.child_twin(above, name)
-        traits = self.traits_below(descriptor.fd)
-        return Place(Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits)
+        traits = self.traits_of(descriptor)
+        return Place(
+            Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits,
+            spelling=place.spelling.child(name),
+        )  # fmt: skip
 
     # --- one step ----------------------------------------------------------------------------
 
@@ -228,6 +262,8 @@ class Walk:
             is_directory = self.mountpoints.get(_join(place.path(), name))
             if is_directory is not None:
                 return DOOR if is_directory else _FILE
+        if name == CIOPFS and place.spelling.key is not None and isinstance(found, Absent):
+            return _FILE
         return found
 
     def _step(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
@@ -262,8 +298,9 @@ class Walk:
                 mapped = place.mapped or entry.kind is not Kind.LITERAL
                 verdict = _FOUND[entry.kind]
                 return Found(
-                    Layer.SYSROOT, verdict, entry.stored, entry.stat, place.descriptor, mapped
-                )
+                    Layer.SYSROOT, verdict, entry.stored, entry.stat, place.descriptor, mapped,
+                    guest=entry.guest,
+                )  # fmt: skip
         if claimed:
             return Absent(Verdict.CLAIMED)
         if place.mapped:
@@ -383,6 +420,8 @@ class Walk:
             why = "the sysroot holds it under its escape, so a mapping was consulted"
         elif found.verdict is Verdict.ROW:
             why = "the directory's index file maps it to a token, so a mapping was consulted"
+        elif found.verdict is Verdict.FOLDED:
+            why = "the sysroot has it in another spelling, so a mapping was consulted"
         elif found.verdict is Verdict.VIRTUAL:
             why = "a virtual tree or another mount's root never falls back: an empty directory"
         elif place.layer is Layer.HOST:

@@ -451,7 +451,7 @@ def test_broken_binding(place: Place, body: str) -> None:
         (("mount", "a", "b", "--fall", "all"), "--fall"),
         (("mount", "a", "b", "-o"), "-o"),
         (("mount", "a", "b", "-o", "fallbak=all"), "did you mean fallback?"),
-        (("mount", "a", "b", "-o", "lookup=fold"), "not built yet"),
+        (("mount", "a", "b", "-o", "host_writes=cow"), "not built yet"),
         (("mount", "a", "b", "--host-writes", "never"), "host_writes"),
         (("mount", "a", "b", "-o", "entry_timeout=-1"), "entry_timeout"),
     ],

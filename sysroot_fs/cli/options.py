@@ -2,7 +2,7 @@
 
 The command line, the text after `-o`, the help, and whatever comes later (a mount helper, a
 manual page, completions) all read this table. A later setting of the same option wins, as with
-mount(8); the lists `allow` and `deny` add up.
+mount(8); the lists (`allow`, `deny`, `fold`, `exact`) add up.
 """
 
 import argparse
@@ -57,6 +57,9 @@ class Settings:
     listing: str = "sysroot"
     names: str = "natural"
     lookup: str = "exact"
+    fold: tuple[bytes, ...] = ()
+    exact: tuple[bytes, ...] = ()
+    fold_key: str = "unicode"
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -182,10 +185,32 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _own(
         "lookup",
         Kind.CHOICE,
-        "whether Foo and foo are two names",
+        "whether Foo and foo are two names (exact), or foo means Foo where the sysroot has that "
+        "(fold)",
         "exact",
-        choices=("exact",),
-        later=("fold",),
+        choices=("exact", "fold"),
+    ),
+    _own(
+        "fold",
+        Kind.PREFIXES,
+        "paths at and below which names are looked up in every spelling; the longest prefix "
+        "decides",
+        "none",
+        metavar="PREFIX[:PREFIX..]",
+    ),
+    _own(
+        "exact",
+        Kind.PREFIXES,
+        "paths at and below which they are not; the longest prefix decides",
+        "none",
+        metavar="PREFIX[:PREFIX..]",
+    ),
+    _own(
+        "fold_key",
+        Kind.CHOICE,
+        "what counts as another spelling: Unicode's caseless matching, or A to Z only",
+        "unicode",
+        choices=("unicode", "ascii"),
     ),
     _seconds("entry_timeout", "a name that was found"),
     _seconds("attr_timeout", "a file's attributes"),

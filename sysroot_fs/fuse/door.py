@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from sidecar.linux import Stat
 from sidecar.twin import Caller
+from sysroot_fs.fuse.epoch import Epoch
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
 from sysroot_fs.tree.files import Handle
@@ -48,7 +49,7 @@ def _fail(name: str, failure: Exception) -> NoReturn:
 def _answering(
     handler: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn what a handler raises into an errno."""
+    """Turn what a handler raises into an errno, and tell the kernel what it has to forget."""
 
     @functools.wraps(handler)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,6 +57,11 @@ def _answering(
             return await handler(*args, **kwargs)
         except Exception as failure:
             _fail(handler.__name__, failure)
+        finally:
+            door = args[0]
+            assert isinstance(door, Door)
+            if door.tree.forgotten:
+                door.tell_kernel()
 
     return answer
 
@@ -89,6 +95,7 @@ class Door(pyfuse3.Operations):
     def __init__(self, tree: Tree, ready: Callable[[], None], ids: Ids | None = None) -> None:
         super().__init__()
         self._ids = ids
+        self._epoch: Epoch | None = None
         self.tree = tree
         self.negotiated = False
         self._ready = ready
@@ -132,11 +139,15 @@ class Door(pyfuse3.Operations):
         self._handles[number] = handle
         return FileInfo(fh=number, keep_cache=True)
 
-    def _tell_kernel(self) -> None:
-        # From a thread of the binding: the kernel holds the directory while this request lasts.
+    def tell_kernel(self) -> None:
+        """Have the kernel forget what the tree says that it must."""
         forgotten = self.tree.forgotten
+        if self._epoch is not None:
+            forgotten.clear()
+            self._epoch.begin()
         while forgotten:
             parent, name = forgotten.pop()
+            # From a thread of the binding: the kernel holds the directory while a request lasts.
             pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
 
     # --- names -------------------------------------------------------------------------------
@@ -207,7 +218,6 @@ class Door(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         mutations.rename(self.tree, parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
-        self._tell_kernel()
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -342,4 +352,6 @@ class Door(pyfuse3.Operations):
         # Files get exactly the modes asked for: the guest's kernel has applied its umask.
         os.umask(0)
         self.negotiated = True
+        self._epoch = Epoch.of_this_process()
+        self.tree.forgets_at_once = self._epoch is not None
         self._ready()

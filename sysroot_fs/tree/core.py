@@ -19,19 +19,22 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from sidecar import linux, look, twin
+from sidecar import casefold, linux, look, spelling, twin
 from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
 from sidecar.presence import Presence
 from sidecar.twin import Twin
-from sidecar.walk import VIRTUAL_TREES, Found, Layer, Place, Walk
+from sidecar.walk import VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
+from sysroot_fs.tree.spellings import Spellings
 
 log = logging.getLogger(__name__)
 
 _OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+FOLD_KEYS: Final = {"unicode": casefold.key, "ascii": casefold.ascii_key}
+"""What two names must have in common to be spellings of one, by the names of the keys."""
 TWIN_SECONDS: Final = 1.0
 """How long a twin is believed: the host's directories and links may change behind the mount."""
 
@@ -48,6 +51,10 @@ class TreeConfig:
     host_writes: str = "rw"
     listing: str = "sysroot"
     names: str = "natural"
+    lookup: str = "exact"
+    fold: tuple[bytes, ...] = ()
+    exact: tuple[bytes, ...] = ()
+    fold_key: str = "unicode"
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -85,8 +92,11 @@ class Tree:
     walk: Walk = field(init=False)
     inodes: Inodes = field(init=False)
     presence: Presence = field(init=False)
+    spellings: Spellings = field(factory=Spellings, init=False)
     forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
     """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
+    forgets_at_once: bool = field(default=False, init=False)
+    """Whether a door has the kernel forget before it answers; otherwise it is a moment later."""
     _root_place: Place = field(init=False)
     _twin_limit: int = field(init=False)
     _twins: OrderedDict[Inode, tuple[float, Twin | None]] = field(factory=OrderedDict, init=False)
@@ -99,12 +109,15 @@ class Tree:
         if config.host is not None and not self.rules.shuts_all:
             host = _open_root(config.host)
         self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
+        key = FOLD_KEYS[config.fold_key]
+        self.walk.spelling = spelling.rules(key, config.lookup == "fold", config.fold, config.exact)
         self._root_place = self.walk.root()
         self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
         root = Inode(
             ROOT_ID, (), Layer.SYSROOT, stat_module.S_IFDIR, seen.st_dev, seen.st_ino, None,
             b"", b"", True, lookups=1, mapped=False, descriptor=sysroot, pinned=True,
+            rule=self.walk.spelling,
         )  # fmt: skip
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._twin_limit = max(16, min(soft // 16, 512))
@@ -149,7 +162,8 @@ class Tree:
             inode.consulted(),
             inode.path,
             lambda: self.twin(inode),
-            self.walk.traits_below(descriptor.fd),
+            self.walk.traits_of(descriptor),
+            spelling=inode.spelling(),
         )
 
     def twin(self, inode: Inode) -> Twin | None:
@@ -184,6 +198,22 @@ class Tree:
             self._twins.popitem(last=False)
         return found
 
+    def appeared(self, parent: Inode, name: bytes) -> None:
+        """*name* is in *parent* now: no other spelling of it is absent any more."""
+        key = parent.spelling().key
+        if key is not None and parent.layer is Layer.SYSROOT:
+            for other in self.spellings.appeared(parent.id, key(name)):
+                if other != name:
+                    self.forgotten.append((parent.id, other))
+
+    def vanished(self, parent: Inode, found: Found) -> None:
+        """The entry *found* is gone from *parent*: the kernel must not keep its own spelling.
+
+        It takes away the one that it was asked with.
+        """
+        if found.verdict is Verdict.FOLDED:
+            self.forgotten.append((parent.id, found.guest))
+
     def forget_twins(self) -> None:
         """A directory moved: the literal paths below it are others now."""
         self._twins.clear()
@@ -208,13 +238,17 @@ class Tree:
         stat = found.stat
         if found.layer is Layer.SYSROOT:
             assert found.holder is not None
-            stable = self.walk.traits_below(found.holder.fd).stable_inodes
+            stable = self.walk.traits_of(found.holder).stable_inodes
         else:
             stable = look.numbers_last(stat)
         inode = self.inodes.adopt(
             found.layer, parent, name, found.stored, stat.mode, stat.dev, stat.ino, stable
         )
         private = found.private or self._may_be_claimed(parent, found)
+        # Of another spelling the kernel must ask each time: it would keep it after a rename or a
+        # removal under the entry's own, and take a rename to another case for no change at all.
+        private = private or found.verdict is Verdict.FOLDED or depends_on_spelling(parent, found)
+        private = private or (parent.spelling().key is not None and not self.forgets_at_once)
         return Entry(inode, stat, 0.0 if private else self.config.entry_timeout)
 
     def _may_be_claimed(self, parent: Inode, found: Found) -> bool:
@@ -240,7 +274,7 @@ class Tree:
             return None
         stat = found.stat
         if found.layer is Layer.SYSROOT and found.holder is not None:
-            stable = self.walk.traits_below(found.holder.fd).stable_inodes
+            stable = self.walk.traits_of(found.holder).stable_inodes
         else:
             stable = look.numbers_last(stat)
         kind = stat_module.S_IFMT(stat.mode)
@@ -265,6 +299,19 @@ class Tree:
             for root in roots
             if root is not None
         )
+
+
+def depends_on_spelling(parent: Inode, found: Found | Absent) -> bool:
+    """Whether the answer is another when a directory above was reached in another spelling.
+
+    The kernel keeps one name for a directory, whatever it was looked up as last, and what it
+    remembers below would move along: from where the host may answer to where it may not.
+    """
+    if parent.layer is not Layer.SYSROOT or not parent.spelling().above:
+        return False
+    if isinstance(found, Absent):
+        return found.verdict is Verdict.BELOW_MAPPING
+    return found.layer is Layer.HOST
 
 
 def virtual_stat(kind: int) -> Stat:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from sidecar.descriptor import Descriptor
+from sidecar.spelling import EXACT, Spelling
 from sidecar.walk import Layer
 
 ROOT_ID = 1
@@ -50,6 +51,7 @@ class Inode:
     stable: bool
     lookups: int = 0
     mapped: bool | None = None
+    rule: Spelling | None = None
     descriptor: Descriptor | None = None
     pinned: bool = False
     opened: tuple[Descriptor, ...] = ()
@@ -75,7 +77,11 @@ class Inode:
         return b"/" + b"/".join(reversed(names))
 
     def consulted(self) -> bool:
-        """Whether a mapping was consulted on the way to it (kept until a directory moves)."""
+        """Whether a mapping was consulted on the way to it.
+
+        Kept until a directory moves; not kept where a directory may be reached in another spelling
+        the next time.
+        """
         way: list[Inode] = []
         inode: Inode = self
         while inode.mapped is None and inode.parent is not None:
@@ -84,8 +90,20 @@ class Inode:
         mapped = bool(inode.mapped)
         for inode in reversed(way):
             mapped = mapped or inode.stored != inode.name
-            inode.mapped = mapped
+            inode.mapped = None if inode.spelling().above else mapped
         return mapped
+
+    def spelling(self) -> Spelling:
+        """In which spellings the names in this directory are looked up."""
+        way: list[Inode] = []
+        inode: Inode = self
+        while inode.rule is None and inode.parent is not None:
+            way.append(inode)
+            inode = inode.parent
+        rule = EXACT if inode.rule is None else inode.rule
+        for inode in reversed(way):
+            rule = inode.rule = rule.child(inode.name)
+        return rule
 
 
 def _is_below(inode: Inode, top: Inode) -> bool:
@@ -169,7 +187,7 @@ class Inodes:
     def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
         if inode.parent is not parent or inode.name != name or inode.stored != stored:
             inode.parent, inode.name, inode.stored = parent, name, stored
-            inode.mapped = None
+            inode.mapped = inode.rule = None
         self.unpin(inode)
 
     def _number(self, layer: Layer, dev: int, ino: int) -> int:
@@ -206,7 +224,7 @@ class Inodes:
         if inode.is_directory:
             for known in self._by_id.values():
                 if known is not self.root:
-                    known.mapped = None
+                    known.mapped = known.rule = None
 
     def vanish(self, inode: Inode) -> None:
         """The last name of *inode* went away: another object may get its key."""

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from sidecar.twin import Caller
-from sidecar.walk import Absent, Found
-from sysroot_fs.tree.core import Entry, Tree, error
+from sidecar.walk import Absent, Found, Layer, Verdict
+from sysroot_fs.tree.core import Entry, Tree, depends_on_spelling, error
 from sysroot_fs.tree.inodes import Inode
+from sysroot_fs.tree.spellings import is_respelling
 
 
 @frozen(slots=True)
@@ -25,8 +26,24 @@ def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | M
     parent = tree.inodes[parent_id]
     found = tree.walk.step(tree.place(parent), name, caller)
     if isinstance(found, Absent):
-        return Miss(0.0 if found.private else tree.config.negative_timeout)
+        private = found.private or depends_on_spelling(parent, found)
+        return Miss(0.0 if private else _remembered(tree, parent, name))
+    if found.verdict is Verdict.FOLDED:
+        key = parent.spelling().key
+        if key is not None and is_respelling(caller, name, key):
+            return Miss(0.0)
     return tree.adopt(parent, name, found)
+
+
+def _remembered(tree: Tree, parent: Inode, name: bytes) -> float:
+    """For how many seconds the kernel may remember that *name* is absent."""
+    key = None if parent.layer is not Layer.SYSROOT else parent.spelling().key
+    seconds = tree.config.negative_timeout
+    if key is None:
+        return seconds
+    if not tree.forgets_at_once:
+        return 0.0
+    return tree.spellings.absent(parent.id, key(name), name, seconds)
 
 
 def require(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> Found:

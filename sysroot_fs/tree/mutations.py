@@ -70,6 +70,7 @@ def _make_held(
         stored, made = name, act(name)
     else:
         stored, made = index.store(place.fd, name, act)
+    tree.appeared(parent, name)
     return _found(place, name, stored), made
 
 
@@ -232,6 +233,7 @@ def unlink(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
             os.unlink(found.stored, dir_fd=holder.fd)
             if index is not None:
                 index.removed(holder.fd, found.stored)
+    tree.vanished(parent, found)
 
 
 def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
@@ -246,6 +248,7 @@ def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
             os.rmdir(found.stored, dir_fd=holder.fd)
             if index is not None:
                 index.removed(holder.fd, found.stored)
+    tree.vanished(parent, found)
 
 
 _OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -287,6 +290,7 @@ def _held(tree: Tree, *parents: Inode) -> Iterator[None]:
     with ExitStack() as stack:
         for _, (index, place) in sorted(wanted.items(), key=lambda item: item[0]):
             stack.enter_context(index.lock(place.fd))
+            index.doubt()
         if wanted and not tree.presence.alone():
             for index, place in wanted.values():
                 index.scan(place.fd)
@@ -334,6 +338,11 @@ def _rename(
         if flags & linux.RENAME_EXCHANGE:
             raise error(errno.ENOENT)
         _check_new(tree, place, target)
+    elif _is_respelling(source, source_dir, target, new_name) and place.spelling.key is not None:
+        # The same entry: it is the spelling that changes, if anything.
+        if flags & linux.RENAME_EXCHANGE:
+            return
+        target = Absent(Verdict.ABSENT)
     elif flags & linux.RENAME_NOREPLACE:
         raise error(errno.EEXIST)
     tree.check_writable(place.layer)
@@ -363,9 +372,24 @@ def _rename(
             old_index.removed(source_dir.fd, source.stored)
         if new_index is not None:
             new_index.added(into.fd, stored)
+    tree.vanished(old_parent, source)
+    if isinstance(target, Found):
+        tree.vanished(new_parent, target)
+    tree.appeared(new_parent, new_name)
     if moving is not None:
         tree.inodes.move(moving, new_parent, new_name, stored)
         _tell(tree, moving)
+
+
+def _is_respelling(source: Found, source_dir: Descriptor, target: Found, name: bytes) -> bool:
+    """Whether *name* is found as the very entry that is to be renamed, spelled otherwise."""
+    return (
+        target.verdict is Verdict.FOLDED
+        and target.layer is source.layer
+        and target.holder is not None
+        and os.path.samestat(os.fstat(target.holder.fd), os.fstat(source_dir.fd))
+        and target.stored == source.stored != name
+    )
 
 
 def _tell(tree: Tree, moved: Inode) -> None:
@@ -407,7 +431,8 @@ def _move(
     if index is None:
         move(name)
         return name
-    if index.find(into.fd, name)[0] is not None:
+    known = index.find(into.fd, name)[0]
+    if known is not None and (known.stored, into.fd) != (source.stored, source_dir.fd):
         # Another mount was faster: the walk of the guest's kernel is repeated on ESTALE.
         raise error(errno.ESTALE)
     stored, _ = index.store(into.fd, name, move, exclusive=False)
@@ -462,6 +487,7 @@ def _exchange(
         (known_1, parent_2, name_2, found_2),
         (known_2, parent_1, name_1, found_1),
     ):
+        tree.vanished(parent, found)
         if inode is not None:
             tree.inodes.move(inode, parent, name, found.stored)
             _tell(tree, inode)
