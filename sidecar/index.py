@@ -261,6 +261,18 @@ class DirectoryIndex:
         """Whether stored names may differ from guest names here."""
         return needs_index(self.traits, self.policy)
 
+    def group(self, dirfd: int, name: bytes) -> list[tuple[bytes, bytes, Kind]]:
+        """(guest name, stored name, what it is to *name*) of its spellings, in byte order.
+
+        Needs a fold key. What was there at the last scan: the caller looks whether it still is.
+        """
+        assert self.key is not None
+        self.refresh(dirfd)
+        return [
+            (guest, stored, self._kind(guest, stored, name))
+            for guest, stored in self._spellings().get(self.key(name), ())
+        ]
+
     def _find_folded(self, dirfd: int, key: bytes, name: bytes) -> Entry | None:
         for first_time in (True, False):
             spellings = self._spellings().get(key)

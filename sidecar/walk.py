@@ -15,11 +15,11 @@ from enum import Enum
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sidecar import linux, twin, volume
 from sidecar.descriptor import Descriptor
-from sidecar.index import DirectoryIndex, Indexes
+from sidecar.index import DirectoryIndex, Indexes, look
 from sidecar.linux import Stat
 from sidecar.look import attributes
 from sidecar.naming import NAME_MAX, Kind, Policy, candidates, needs_index
@@ -94,6 +94,12 @@ class Place:
     traits: Traits | None = None
     is_root: bool = False
     spelling: Spelling = EXACT
+    others: tuple[Place, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Place, ...]:
+        """This directory and those that are merged with it, in the order in which names win."""
+        return (self, *self.others)
 
     @property
     def fd(self) -> int:
@@ -109,7 +115,8 @@ class Found:
 
     *private* says that not everybody may see it: the answer is for this caller alone. What is
     virtual has neither attributes nor a holder: a directory, or with *regular* a file. *guest* is
-    the entry's own spelling where it was found in another.
+    the entry's own spelling where it was found in another. *part* says in which of the place's
+    parts it lies, and *also* are directories to be merged with it.
     """
 
     layer: Layer
@@ -121,6 +128,8 @@ class Found:
     private: bool = False
     regular: bool = False
     guest: bytes = b""
+    part: int = 0
+    also: tuple[Found, ...] = ()
 
 
 @frozen(slots=True, eq=False)
@@ -146,6 +155,10 @@ class Step:
     error: int | None = None
 
 
+def _is_directory(found: Found) -> bool:
+    return found.stat is not None and stat_module.S_ISDIR(found.stat.mode)
+
+
 DOOR: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False)
 _FILE: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False, regular=True)
 
@@ -160,7 +173,8 @@ class Walk:
 
     *host* is None where nothing falls back. *mountpoints* are guest paths that are there, empty,
     where neither layer has them, so that something can be mounted on them: true for a directory,
-    false for a file. The way to each must be in it too.
+    false for a file. The way to each must be in it too. With *merge*, directories whose names are
+    one under the fold key are shown as one.
     """
 
     sysroot: Descriptor
@@ -168,6 +182,7 @@ class Walk:
     rules: HostRules
     policy: Policy = Policy.NATURAL
     spelling: Spelling = EXACT
+    merge: bool = False
     mountpoints: Mapping[bytes, bool] = field(factory=dict)
     indexes: Indexes = field(init=False)
     _volumes: dict[int, Traits] = field(factory=dict, init=False)
@@ -234,6 +249,7 @@ class Walk:
         if found.layer is Layer.VIRTUAL or found.holder is None:
             return Place(Layer.VIRTUAL, None, False, lambda: path, lambda: None)
         descriptor = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
+        others = tuple(self.enter(place.parts[one.part], one.guest, one) for one in found.also)
         if found.layer is Layer.HOST:
             return Place(Layer.HOST, descriptor, place.mapped, lambda: path, lambda: None)
         # At once, not when asked for: a chain of questions would be as deep as the tree.
@@ -243,7 +259,7 @@ class Walk:
         traits = self.traits_of(descriptor)
         return Place(
             Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits,
-            spelling=place.spelling.child(name),
+            spelling=place.spelling.child(name), others=others,
         )  # fmt: skip
 
     # --- one step ----------------------------------------------------------------------------
@@ -279,6 +295,10 @@ class Walk:
     def _sysroot_step(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
         index = self.index(place)
         claimed = False
+        if self.merge and place.spelling.key is not None:
+            found = self._merged(place, name)
+            if found is not None:
+                return found
         if index is None:
             try:
                 stat, door = attributes(place.fd, name)
@@ -306,6 +326,35 @@ class Walk:
         if place.mapped:
             return Absent(Verdict.BELOW_MAPPING)
         return self._leave(place, name, caller)
+
+    def _merged(self, place: Place, name: bytes) -> Found | None:
+        """What *name* is in all parts of a place together, None where no part has it.
+
+        The exact spelling wins, then the first part, then the first in byte order. Directories of
+        all spellings are one, and it does not depend on the spelling asked for which one leads.
+        """
+        members = [
+            Found(
+                Layer.SYSROOT, _FOUND[kind], stored, stat, part.descriptor,
+                place.mapped or kind is not Kind.LITERAL, guest=guest, part=number,
+            )
+            for number, part in enumerate(place.parts)
+            for guest, stored, kind in self._group(part, name)
+            for stat, door in filter(None, (look(part.fd, stored),))
+            if not door
+        ]  # fmt: skip
+        if not members:
+            return None
+        chosen = next((one for one in members if one.guest == name), members[0])
+        directories = [one for one in members if _is_directory(one)]
+        if len(members) == 1 or not _is_directory(chosen):
+            return chosen
+        first, *also = directories
+        return evolve(first, also=tuple(also))
+
+    def _group(self, part: Place, name: bytes) -> list[tuple[bytes, bytes, Kind]]:
+        index = self.index(part)
+        return [] if index is None else index.group(part.fd, name)
 
     def _leave(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
         if place.is_root and name in VIRTUAL_TREES:
@@ -420,6 +469,10 @@ class Walk:
             why = "the sysroot holds it under its escape, so a mapping was consulted"
         elif found.verdict is Verdict.ROW:
             why = "the directory's index file maps it to a token, so a mapping was consulted"
+        elif found.also:
+            why = (
+                f"{len(found.also) + 1} directories of the sysroot with this name are shown as one"
+            )
         elif found.verdict is Verdict.FOLDED:
             why = "the sysroot has it in another spelling, so a mapping was consulted"
         elif found.verdict is Verdict.VIRTUAL:

@@ -62,6 +62,7 @@ GOOD = [
     ("fold=/sdk:/games", "fold", (b"/sdk", b"/games")),
     ("exact=/sdk/bin", "exact", (b"/sdk/bin",)),
     ("fold_key=ascii", "fold_key", "ascii"),
+    ("merge", "merge", True),
     ("log=/var/log/guest", "log", b"/var/log/guest"),
 ]
 

@@ -60,6 +60,7 @@ class Settings:
     fold: tuple[bytes, ...] = ()
     exact: tuple[bytes, ...] = ()
     fold_key: str = "unicode"
+    merge: bool = False
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -211,6 +212,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "what counts as another spelling: Unicode's caseless matching, or A to Z only",
         "unicode",
         choices=("unicode", "ascii"),
+    ),
+    Option(
+        "merge",
+        Kind.FLAG,
+        Group.TREE,
+        "where lookups fold, directories that are spellings of one another are shown as one",
+        sets="merge",
+        constant=True,
+        long=True,
     ),
     _seconds("entry_timeout", "a name that was found"),
     _seconds("attr_timeout", "a file's attributes"),
@@ -407,8 +417,11 @@ class _Collect(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        text = str(values)
-        pairs = split_options(text) if self.const is None else [(str(self.const), text)]
+        pairs: list[Pair]
+        if self.const is None:
+            pairs = split_options(str(values))
+        else:
+            pairs = [(str(self.const), None if self.nargs == 0 else str(values))]
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *pairs])
 
 
@@ -429,9 +442,15 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[Group]) -> Non
                 dest="settings",
                 action=_Collect,
                 const=option.name,
-                metavar="|".join(option.choices) or option.metavar,
-                help=f"{option.help} (default: {option.default})".replace("%", "%%"),
+                nargs=0 if option.kind is Kind.FLAG else None,
+                metavar="|".join(option.choices) or option.metavar or None,
+                help=_help(option),
             )
+
+
+def _help(option: Option) -> str:
+    default = f" (default: {option.default})" if option.default else ""
+    return (option.help + default).replace("%", "%%")
 
 
 def describe(column: int = 32) -> str:

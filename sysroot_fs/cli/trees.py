@@ -31,6 +31,7 @@ def open_tree(sysroot: bytes, settings: Settings) -> Tree:
         fold=settings.fold,
         exact=settings.exact,
         fold_key=settings.fold_key,
+        merge=settings.merge,
         read_only=settings.read_only,
         entry_timeout=settings.entry_timeout,
         attr_timeout=settings.attr_timeout,

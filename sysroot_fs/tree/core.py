@@ -55,6 +55,7 @@ class TreeConfig:
     fold: tuple[bytes, ...] = ()
     exact: tuple[bytes, ...] = ()
     fold_key: str = "unicode"
+    merge: bool = False
     read_only: bool = False
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
@@ -111,6 +112,7 @@ class Tree:
         self.walk = Walk(sysroot, host, self.rules, Policy(config.names))
         key = FOLD_KEYS[config.fold_key]
         self.walk.spelling = spelling.rules(key, config.lookup == "fold", config.fold, config.exact)
+        self.walk.merge = config.merge
         self._root_place = self.walk.root()
         self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
@@ -164,6 +166,7 @@ class Tree:
             lambda: self.twin(inode),
             self.walk.traits_of(descriptor),
             spelling=inode.spelling(),
+            others=tuple(self.place(other) for other in inode.also),
         )
 
     def twin(self, inode: Inode) -> Twin | None:
@@ -236,14 +239,15 @@ class Tree:
         if found.stat is None:
             return self._virtual(parent, name, found.regular)
         stat = found.stat
-        if found.layer is Layer.SYSROOT:
-            assert found.holder is not None
-            stable = self.walk.traits_of(found.holder).stable_inodes
-        else:
-            stable = look.numbers_last(stat)
         inode = self.inodes.adopt(
-            found.layer, parent, name, found.stored, stat.mode, stat.dev, stat.ino, stable
-        )
+            found.layer, parent.part(found.part), name, found.stored, stat.mode, stat.dev, stat.ino,
+            self._is_stable(found, stat),
+        )  # fmt: skip
+        if found.also or inode.also:
+            before = inode.also
+            inode.also = tuple(self.adopt(parent, one.guest, one).inode for one in found.also)
+            for other in before:
+                self.inodes.forget(other.id, 1)
         private = found.private or self._may_be_claimed(parent, found)
         # Of another spelling the kernel must ask each time: it would keep it after a rename or a
         # removal under the entry's own, and take a rename to another case for no change at all.
@@ -273,13 +277,17 @@ class Tree:
         if found.stat is None:
             return None
         stat = found.stat
-        if found.layer is Layer.SYSROOT and found.holder is not None:
-            stable = self.walk.traits_of(found.holder).stable_inodes
-        else:
-            stable = look.numbers_last(stat)
         kind = stat_module.S_IFMT(stat.mode)
-        key = Inodes.key(found.layer, parent, found.stored, kind, stat.dev, stat.ino, stable)
+        key = Inodes.key(
+            found.layer, parent.part(found.part), found.stored, kind, stat.dev, stat.ino,
+            self._is_stable(found, stat),
+        )  # fmt: skip
         return self.inodes.find(key)
+
+    def _is_stable(self, found: Found, stat: Stat) -> bool:
+        if found.layer is Layer.SYSROOT and found.holder is not None:
+            return self.walk.traits_of(found.holder).stable_inodes
+        return look.numbers_last(stat)
 
     # --- rights ------------------------------------------------------------------------------
 

@@ -54,8 +54,14 @@ class Inode:
     rule: Spelling | None = None
     descriptor: Descriptor | None = None
     pinned: bool = False
+    also: tuple[Inode, ...] = ()
+    """Directories that are merged with this one; each is held by one lookup."""
     opened: tuple[Descriptor, ...] = ()
     """The descriptors of open files: all that is left of it on a volume that forgets."""
+
+    def part(self, number: int) -> Inode:
+        """The directory that is the part *number* of a merged one, which is the part 0 itself."""
+        return self.also[number - 1] if number else self
 
     def reach(self) -> Descriptor:
         """The descriptor to ask after its name went away; an open file's where there is one."""
@@ -211,6 +217,9 @@ class Inodes:
                 del self._by_key[inode.key]
             self._open.pop(inode, None)
             inode.descriptor = None
+            also, inode.also = inode.also, ()
+            for other in also:
+                self.forget(other.id, 1)
 
     def move(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
         """The entry of *inode* was renamed."""

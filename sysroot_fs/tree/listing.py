@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from stat import S_ISDIR
 
 from attrs import define
 
 from sidecar.descriptor import Descriptor
+from sidecar.spelling import Key
 from sidecar.twin import Caller, guard_of
-from sidecar.walk import Absent, Layer
+from sidecar.walk import Absent, Found, Layer, Place
 from sysroot_fs.tree.attributes import getattr_
 from sysroot_fs.tree.core import Entry, Tree
 from sysroot_fs.tree.inodes import Inode
@@ -55,6 +57,8 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
     index = tree.walk.index(place)
     if index is None:
         names = names_in(place.descriptor)
+    elif tree.walk.merge and place.spelling.key is not None:
+        names = _merged_names(tree, place, place.spelling.key)
     else:
         names = [name for name, _ in index.listing(place.fd)]
     if tree.config.listing == "union" and place.layer is Layer.SYSROOT and not place.mapped:
@@ -63,6 +67,30 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
         if beside is not None and readable and beside.admits(caller):
             held = set(names)
             names += [name for name in names_in(beside.descriptor) if name not in held]
+    return names
+
+
+def _merged_names(tree: Tree, place: Place, key: Key) -> list[bytes]:
+    """The names of all parts together; directories with one fold key are one, the first's."""
+    groups: dict[bytes, list[bytes]] = {}
+    for part in place.parts:
+        index = tree.walk.index(part)
+        assert index is not None
+        for name, _ in sorted(index.listing(part.fd)):
+            group = groups.setdefault(key(name), [])
+            if name not in group:
+                group.append(name)
+    names = []
+    for group in groups.values():
+        if len(group) == 1 and not place.others:
+            names.append(group[0])
+            continue
+        shown = set()
+        for name in group:
+            found = tree.walk.step(place, name)
+            if isinstance(found, Found):
+                shown.add(found.guest if found.stat and S_ISDIR(found.stat.mode) else name)
+        names += shown
     return names
 
 

@@ -20,7 +20,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path
 from sidecar.look import attributes
-from sidecar.naming import may_be_literal
+from sidecar.naming import HELPER_NAMES, may_be_literal
 from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
 from sysroot_fs.tree import files, listing
@@ -163,7 +163,7 @@ def link(tree: Tree, number: int, parent_id: int, name: bytes, caller: Caller) -
 def _index_of(tree: Tree, parent: Inode, found: Found) -> DirectoryIndex | None:
     if found.layer is not Layer.SYSROOT:
         return None
-    return tree.walk.index(tree.place(parent))
+    return tree.walk.index(tree.place(parent.part(found.part)))
 
 
 def _removable(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> tuple[Found, Descriptor]:
@@ -242,12 +242,35 @@ def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
     with _held(tree, parent):
         found, holder = _removable(tree, parent, name, caller)
         index = _index_of(tree, parent, found)
+        _check_empty(found)
         with _losing(tree, parent, found):
             if found.layer is Layer.SYSROOT:
                 _sweep_helpers(tree, found, holder)
+            for other in found.also:
+                _remove_part(tree, parent, other)
             os.rmdir(found.stored, dir_fd=holder.fd)
             if index is not None:
                 index.removed(holder.fd, found.stored)
+    tree.vanished(parent, found)
+
+
+def _check_empty(found: Found) -> None:
+    """Raise ENOTEMPTY before the first of several merged directories is removed."""
+    for one in (found, *found.also) if found.also else ():
+        assert one.holder is not None
+        inner = Descriptor(os.open(one.stored, _OPEN_DIR, dir_fd=one.holder.fd))
+        if any(name not in HELPER_NAMES for name in listing.names_in(inner)):
+            raise error(errno.ENOTEMPTY)
+
+
+def _remove_part(tree: Tree, parent: Inode, found: Found) -> None:
+    assert found.holder is not None
+    index = _index_of(tree, parent, found)
+    with _losing(tree, parent, found):
+        _sweep_helpers(tree, found, found.holder)
+        os.rmdir(found.stored, dir_fd=found.holder.fd)
+        if index is not None:
+            index.removed(found.holder.fd, found.stored)
     tree.vanished(parent, found)
 
 
@@ -281,8 +304,7 @@ def _held(tree: Tree, *parents: Inode) -> Iterator[None]:
     to show it, so they are read again unless this server is the only one.
     """
     wanted = {}
-    for parent in parents:
-        place = tree.place(parent)
+    for place in (part for parent in parents for part in tree.place(parent).parts):
         index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
         if index is not None:
             seen = os.fstat(place.fd)
@@ -347,8 +369,14 @@ def _rename(
         raise error(errno.EEXIST)
     tree.check_writable(place.layer)
     _check_policy(tree, source, old_parent, old_name, new_parent, new_name)
+    if source.also:
+        # Several directories that are shown as one cannot be moved in one step. Not EXDEV: a copy
+        # would make one file of those that only their exact spelling tells apart.
+        raise error(errno.EBUSY)
     if source.layer is not place.layer:
         raise error(errno.EXDEV)
+    if isinstance(target, Found) and target.also:
+        raise error(errno.ENOTEMPTY)
     if flags & linux.RENAME_EXCHANGE:
         assert isinstance(target, Found)
         _exchange(tree, (old_parent, old_name, source), (new_parent, new_name, target))
