@@ -26,7 +26,9 @@ from typing import Any, Final, TypeVar
 import attrs
 import pytest
 
+from tests.matrix.guests import unpack
 from tests.matrix.volumes import Volume, open_volume
+from tests.runs import Guest
 
 T = TypeVar("T")
 
@@ -398,3 +400,24 @@ def folded(folding_stage: Mount) -> Iterator[Spot]:
     lower.mkdir()
     yield Spot(folding_stage.point / name, lower, "sysroot")
     folding_stage.check_log()
+
+
+# --- guests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def guest_root(session_workplace: Path) -> Guest:
+    """The musl guest over an empty host, for the whole run: nobody writes to it."""
+    made = Guest(session_workplace / "guest", session_workplace / "guest-host")
+    made.host.mkdir()
+    unpack(made.sysroot)
+    return made
+
+
+@pytest.fixture
+def guest(guest_root: Guest, workplace: Path) -> Guest:
+    """A copy of the musl guest over an empty host, to write to."""
+    own = Guest(workplace / "guest", workplace / "host")
+    own.host.mkdir()
+    shutil.copytree(guest_root.sysroot, own.sysroot, symlinks=True)
+    return own
