@@ -27,8 +27,9 @@ from sysroot_fs.guest.channel import Channel, Kind, Message
 from sysroot_fs.guest.monitor import Monitor
 from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
 from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.relay import Relay
 from sysroot_fs.guest.survivors import Survivors
-from sysroot_fs.guest.terminal import Outer, Relay, restore_terminal, set_up
+from sysroot_fs.guest.terminal import Outer, restore_terminal, set_up
 
 _PASSED_ON: Final[frozenset[signal.Signals]] = frozenset({
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
