@@ -24,7 +24,7 @@ import os
 import stat as stat_module
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Final, TypeVar
 from unicodedata import normalize
@@ -495,6 +495,14 @@ class DirectoryIndex:
                     log.warning("a row without an object stays: %s", failure)
                     del self.rows[name]
         self._restamp(dirfd)
+
+    def drop_rows(self, dirfd: int, names: Iterable[bytes]) -> None:
+        """Take the rows of guest *names* out of the index file.
+
+        The caller holds the directory's lock and has seen that they have no objects.
+        """
+        for name in names:
+            self._write_rows(dirfd, drop=name)
 
     def _restamp(self, dirfd: int) -> None:
         # The age of the scan stays: a foreign change in the same step is found within a second.

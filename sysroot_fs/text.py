@@ -39,3 +39,11 @@ def absolute(path: bytes) -> bytes:
     if b".." in joined.split(b"/"):
         return os.path.realpath(joined)
     return os.path.normpath(joined).replace(b"//", b"/")
+
+
+def json_fields(key: str, value: bytes) -> dict[str, str]:
+    """A name for JSON: text, and where it is not UTF-8 its bytes in hexadecimal as well."""
+    try:
+        return {key: value.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {key: value.decode("utf-8", "backslashreplace"), f"{key}_hex": value.hex()}

@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from sysroot_fs import __version__
-from sysroot_fs.cli import doctor, machine, mount, resolve, run
+from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
 from sysroot_fs.cli.daemon import sentence
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
 from sysroot_fs.guest.plan import OWN_FAILURE
@@ -28,6 +28,7 @@ examples:
   chroot /mnt/guest /bin/sh             look around in it
   sysroot-fs resolve guest /etc/hosts   where does this path of the guest's lead?
   fusermount3 -u /mnt/guest             unmount it
+  sysroot-fs check --for exfat guest    which names would not survive on an exFAT volume?
 
 `sysroot-fs VERB --help` says more about one verb.
 """
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     mount.add_parser(verbs)
     resolve.add_parser(verbs)
     doctor.add_parser(verbs)
+    check.add_parser(verbs)
     return parser
 
 

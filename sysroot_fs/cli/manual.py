@@ -29,7 +29,8 @@ Windows share, exFAT, NTFS, SMB, virtiofs): the guest has byte-exact Linux names
 `sysroot-fs run` starts a command in the guest and is what is used most; sysroot-fs-run(1) describes
 it. `sysroot-fs mount` shows the guest root at a directory until it is unmounted. `sysroot-fs
 resolve` says where a path of the guest leads, and why. `sysroot-fs doctor` says whether a directory
-can be used here, and at what cost.
+can be used here, and at what cost. `sysroot-fs check` says which names of a directory or an archive
+would collide or be refused on other volumes, and what is damaged.
 
 A mount is no sandbox: with the defaults a path that the sysroot lacks is the host's own file, and
 may be changed. `--host-writes ro` and `--fallback safe` are fences; docs/CONTRACT.md is the whole
@@ -68,8 +69,8 @@ _EXITS: Final = (
     ("125", "sysroot-fs itself has failed; one line on standard error says why"),
 )
 _EXITS_OTHERS: Final = (
-    ("0", "done"),
-    ("1", "it could not be done; one line on standard error says why"),
+    ("0", "done; `check` found nothing"),
+    ("1", "it could not be done, and one line on standard error says why; `check` found something"),
     ("2", "the command line is wrong"),
     ("130", "interrupted with ^C"),
 )

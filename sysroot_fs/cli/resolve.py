@@ -9,6 +9,7 @@ import argparse
 import errno
 import json
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -17,7 +18,7 @@ from sysroot_fs.cli import preflight
 from sysroot_fs.cli.errors import UsageError
 from sysroot_fs.cli.options import Group, Settings, add_options, collect
 from sysroot_fs.cli.trees import open_tree
-from sysroot_fs.text import absolute, errno_name, reason, shown
+from sysroot_fs.text import absolute, errno_name, json_fields, reason, shown
 
 if TYPE_CHECKING:
     from sidecar.walk import Step
@@ -112,14 +113,8 @@ def answer(path: bytes, steps: tuple[Step, ...], sysroot: bytes, host: bytes) ->
     return Answer(path, steps, where.layer, where.disk, None, why)
 
 
-def _bytes_fields(key: str, value: bytes | None) -> dict[str, str | None]:
-    """A name for JSON: text, and where it is not UTF-8 its bytes in hexadecimal as well."""
-    if value is None:
-        return {key: None}
-    try:
-        return {key: value.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {key: value.decode("utf-8", "backslashreplace"), f"{key}_hex": value.hex()}
+def _bytes_fields(key: str, value: bytes | None) -> Mapping[str, str | None]:
+    return {key: None} if value is None else json_fields(key, value)
 
 
 def as_json(result: Answer) -> dict[str, Any]:
