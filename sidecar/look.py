@@ -2,8 +2,10 @@
 
 A door is a mount that must not be entered from here: one of our own mounts, which would wait for
 the server that is asking, and proc and sysfs, whose links would name the server instead of the
-guest's process. The kernel resolves O_PATH and statx(AT_STATX_DONT_SYNC) on a door without a
-request to its server, so looking is safe and entering is refused.
+guest's process. A mount of the very filesystem on which the walk stands is none (a bind mount that
+a guest has made, met by a run inside that guest): who stands there waits for its server anyway.
+The kernel resolves O_PATH and statx(AT_STATX_DONT_SYNC) on a door without a request to its server,
+so looking is safe and entering is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ _MADE_UP: Final = frozenset({"vfat", "msdos", "exfat", "fuseblk", "fuse.exfat"})
 
 _ASK: Final = linux.AT_SYMLINK_NOFOLLOW
 _LOOK: Final = linux.AT_SYMLINK_NOFOLLOW | linux.AT_STATX_DONT_SYNC
+_HERE: Final = linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC
 
 _types: dict[int, str] = {}
 
@@ -63,7 +66,7 @@ def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
     """
     stat = linux.statx(dirfd, name, _LOOK)
     if stat.mount_root:
-        if is_door(stat):
+        if is_door(stat) and stat.dev != linux.statx(dirfd, b"", _HERE).dev:
             return stat, True
         _types.pop(stat.dev, None)
     if not is_remote(stat):

@@ -163,6 +163,11 @@ DOOR: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False)
 _FILE: Final = Found(Layer.VIRTUAL, Verdict.VIRTUAL, b"", None, None, False, regular=True)
 
 
+def _door(stat: Stat) -> Found:
+    """What stands for a mount that must not be entered: it may have a file for its root."""
+    return DOOR if stat_module.S_ISDIR(stat.mode) else _FILE
+
+
 def _join(path: bytes, name: bytes) -> bytes:
     return path + name if path.endswith(b"/") else path + b"/" + name
 
@@ -306,7 +311,7 @@ class Walk:
                 pass
             else:
                 if door:
-                    return DOOR
+                    return _door(stat)
                 return Found(
                     Layer.SYSROOT, Verdict.EXACT, name, stat, place.descriptor, place.mapped
                 )
@@ -314,7 +319,7 @@ class Walk:
             entry, claimed = index.find(place.fd, name)
             if entry is not None:
                 if entry.door:
-                    return DOOR
+                    return _door(entry.stat)
                 mapped = place.mapped or entry.kind is not Kind.LITERAL
                 verdict = _FOUND[entry.kind]
                 return Found(
@@ -380,7 +385,7 @@ class Walk:
         except FileNotFoundError:
             return Absent(Verdict.ABSENT, private)
         if door:
-            return DOOR
+            return _door(stat)
         return Found(Layer.HOST, Verdict.HOST, name, stat, holder, mapped, private)
 
     # --- whole paths -------------------------------------------------------------------------

@@ -83,15 +83,6 @@ def user_allow_other() -> bool:
         return False
 
 
-def overflow_ids() -> tuple[int, int]:
-    """The user and the group that stand for those which a user namespace has no number for."""
-    found = []
-    for name in ("overflowuid", "overflowgid"):
-        with open(f"/proc/sys/kernel/{name}", encoding="ascii") as file:
-            found.append(int(file.read()))
-    return found[0], found[1]
-
-
 def proc_mounted() -> bool:
     """Whether /proc is there: descriptors are reopened through /proc/self/fd."""
     return os.path.isdir("/proc/self/fd")

@@ -144,17 +144,14 @@ def _serve(
     def serve_mount(take_mount: Callable[[], int | None]) -> None:
         start_logging(choose_handler(log, foreground=False), debug=False)
         machine.load_binding()
-        from sysroot_fs.fuse import Ids, serve
+        from sysroot_fs.fuse import serve
 
         device = take_mount()
         if device is None:
             return
-        ids = None
-        if plan.root.user_namespace:
-            ids = Ids(os.geteuid(), os.getegid(), *machine.overflow_ids())
         try:
             with machine.most_descriptors():
-                serve(tree, b"/dev/fd/%d" % device, [], lambda: None, ids=ids)
+                serve(tree, b"/dev/fd/%d" % device, [], lambda: None)
         except Exception:
             logging.getLogger(__name__).critical("the server died", exc_info=True)
             raise

@@ -1,4 +1,3 @@
 """The doors: adapters between a binding and the tree."""
 
-from sysroot_fs.fuse.door import Ids as Ids
 from sysroot_fs.fuse.serve import serve as serve

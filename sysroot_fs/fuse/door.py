@@ -16,12 +16,12 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from attrs import frozen
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from sidecar.linux import Stat
 from sidecar.twin import Caller
 from sysroot_fs.fuse.epoch import Epoch
+from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
 from sysroot_fs.tree.files import Handle
@@ -70,32 +70,17 @@ def _caller(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-@frozen
-class Ids:
-    """Owners that a user namespace has no number for, and the numbers to show instead.
-
-    Such an owner reaches the server as the overflow number. The kernel would take that for nobody
-    it knows and refuse every write, also to a directory that is open to all; so it is told that the
-    namespace's own user is the owner, and what that user really may is decided by the volume.
-    """
-
-    user: int
-    group: int
-    overflow_user: int = 65534
-    overflow_group: int = 65534
-
-
 class Door(pyfuse3.Operations):
-    """The request handlers over one tree. *ids* as in `Ids`, None where every owner is known."""
+    """The request handlers over one tree."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, tree: Tree, ready: Callable[[], None], ids: Ids | None = None) -> None:
+    def __init__(self, tree: Tree, ready: Callable[[], None]) -> None:
         super().__init__()
-        self._ids = ids
         self._epoch: Epoch | None = None
+        self._owners = Owners.here()
         self.tree = tree
         self.negotiated = False
         self._ready = ready
@@ -115,12 +100,8 @@ class Door(pyfuse3.Operations):
         entry.attr_timeout = self._attr_timeout
         entry.st_mode = stat.mode
         entry.st_nlink = stat.nlink
-        uid, gid, ids = stat.uid, stat.gid, self._ids
-        if ids is not None:
-            uid = ids.user if uid == ids.overflow_user else uid
-            gid = ids.group if gid == ids.overflow_group else gid
-        entry.st_uid = uid
-        entry.st_gid = gid
+        entry.st_uid = self._owners.users.get(stat.uid, stat.uid)
+        entry.st_gid = self._owners.groups.get(stat.gid, stat.gid)
         entry.st_rdev = stat.rdev
         entry.st_size = stat.size
         entry.st_blksize = stat.blksize

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import pyfuse3
 import trio
 
-from sysroot_fs.fuse.door import Door, Ids
+from sysroot_fs.fuse.door import Door
 from sysroot_fs.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -23,12 +23,11 @@ def serve(
     fuse_options: Iterable[str],
     ready: Callable[[], None],
     debug: bool = False,
-    ids: Ids | None = None,
 ) -> None:
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
     *fuse_options* are libfuse's. A mountpoint `/dev/fd/N` stands for a mount that is there already
-    and is served through the descriptor N; *ids* is for the door. SIGTERM, SIGINT and SIGHUP
+    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP
     unmount. Raises RuntimeError where libfuse cannot mount (it has said why on standard error), or
     the kernel and libfuse do not agree on a protocol.
     """
@@ -38,7 +37,7 @@ def serve(
     # A signal between the mount and its handler would kill the server and leave a dead mount.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
-        door = Door(tree, ready, ids)
+        door = Door(tree, ready)
         pyfuse3.init(door, os.fsdecode(mountpoint), options)
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

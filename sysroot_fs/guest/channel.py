@@ -24,7 +24,8 @@ class Kind(enum.Enum):
     FAILED = b"F"
     """The guest root cannot be made or entered: *text* is the sentence."""
     ENTERED = b"E"
-    """The root is made; *text* names its mount namespace. With a terminal: its master."""
+    """The root is made; *text* describes it for `Survivors`; the descriptors are its mount
+    namespace and, with a terminal, that one's master."""
     REFUSED = b"R"
     """The program cannot be started: *number* is the exit status, *text* the sentence."""
     STARTED = b"S"
@@ -34,7 +35,8 @@ class Kind(enum.Enum):
     ENDED = b"X"
     """The program has ended; *number* is its wait status."""
     MOUNT = b"M"
-    """The descriptor to serve the mount with, and the user namespace that it belongs to."""
+    """The descriptor to serve the mount with, and the user namespace that it belongs to; *text* is
+    the mount's device."""
     SIGNAL = b"s"
     """Pass the signal *number* on to the program."""
     CONTINUE = b"c"

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
 
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.plan import GuestError
 from sysroot_fs.text import reason
 
-_SYSTEM = "/proc/sys/"
+_SETTINGS: Final = "/proc/sys"
 
 
-def _setting(name: str) -> str | None:
+def _setting(settings: str, name: str) -> str | None:
     try:
-        with open(_SYSTEM + name, encoding="ascii") as file:
+        with open(f"{settings}/{name}", encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return None
 
 
-def why_forbidden(error: OSError) -> str:
-    """A sentence that names the setting which keeps this user from a user namespace."""
-    start = "without root a user namespace is needed, and this machine forbids it"
-    if _setting("kernel/unprivileged_userns_clone") == "0":
+def why_forbidden(
+    error: OSError, user: int, *, mapping: bool = False, settings: str = _SETTINGS
+) -> str:
+    """A sentence that names the setting which keeps *user* from a user namespace.
+
+    *mapping* says that the namespace was made, but *user* was not let into it. *settings* is
+    where the machine's settings are.
+    """
+    who = "without root" if user else "for root without CAP_SYS_ADMIN"
+    start = f"{who} a user namespace is needed, and this machine forbids it"
+    if _setting(settings, "kernel/unprivileged_userns_clone") == "0":
         return f"{start}: the setting kernel.unprivileged_userns_clone is 0 (sysctl sets it to 1)"
-    if _setting("user/max_user_namespaces") == "0":
+    if _setting(settings, "user/max_user_namespaces") == "0":
         return f"{start}: the setting user.max_user_namespaces is 0 (sysctl sets it)"
-    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if _setting(settings, "kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             f"{start}: the setting kernel.apparmor_restrict_unprivileged_userns is 1 (sysctl sets "
             "it to 0, or AppArmor needs a profile that allows it)"
@@ -39,7 +47,9 @@ def why_forbidden(error: OSError) -> str:
         )
     if error.errno in (errno.ENOSYS, errno.EINVAL):
         return f"{start}: this kernel was built without CONFIG_USER_NS"
-    if error.errno == errno.EPERM:
+    if error.errno == errno.EPERM and mapping and not user:
+        return f"{start}: root is let into one only with the capability CAP_SETFCAP"
+    if error.errno == errno.EPERM and not mapping:
         return (
             f"{start}: unshare(2) is not permitted, as in a chroot or under the system call "
             "filter of a container"
@@ -64,9 +74,12 @@ def unshare_as_user(flags: int, map_root: bool) -> None:
     user, group = os.geteuid(), os.getegid()
     try:
         kernel.unshare(flags | kernel.CLONE_NEWUSER)
+    except OSError as error:
+        raise GuestError(why_forbidden(error, user)) from error
+    try:
         # Without this the kernel does not let a group be mapped: dropping a group may open a file.
         _write("setgroups", "deny")
         _write("uid_map", f"{0 if map_root else user} {user} 1")
         _write("gid_map", f"{0 if map_root else group} {group} 1")
     except OSError as error:
-        raise GuestError(why_forbidden(error)) from error
+        raise GuestError(why_forbidden(error, user, mapping=True)) from error

@@ -80,6 +80,14 @@ def die_with_parent() -> None:
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(signal.SIGKILL)))
 
 
+def wake_with_parent() -> None:
+    """SIGCONT for this process when the one that forked it ends: it has to act, stopped or not.
+
+    The setting is the calling thread's, and a change of its user or rights clears it.
+    """
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(signal.SIGCONT)))
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_long(1)))
@@ -92,8 +100,21 @@ _MS_SLAVE: Final = 1 << 19
 
 
 def keep_mounts_to_ourselves() -> None:
-    """From here on no mount of this namespace shows outside; outer ones still come in."""
-    _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None), b"/")
+    """From here on no mount of this namespace shows outside; outer ones still come in.
+
+    The mounts above a chroot are among them, or pivot_root(2) refuses: entering the namespace once
+    more leads to its own root. The working directory is the caller's root afterwards.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace, CLONE_NEWNS)
+        _checked(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None), b"/")
+        os.fchdir(root)
+        os.chroot(".")
+    finally:
+        os.close(namespace)
+        os.close(root)
 
 
 _FSCONFIG_SET_FLAG: Final = 0

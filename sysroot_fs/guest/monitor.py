@@ -77,6 +77,7 @@ class Monitor:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unshare()
+        kernel.wake_with_parent()
         if self.plan.root.own_processes:
             self._become_first()
         else:
@@ -86,10 +87,11 @@ class Monitor:
         if not self.plan.root.own_processes:
             description = Survivors.describe(self._proc, os.getpid())
             self._survivors = Survivors.of(self._proc, description, frozenset({os.getpid()}))
-        fds = () if master is None else (master,)
+        namespace = os.open(b"self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        fds = (namespace,) if master is None else (namespace, master)
         self._tell(Message(Kind.ENTERED, text=description, fds=fds))
-        if master is not None:
-            os.close(master)
+        for fd in fds:
+            os.close(fd)
         # The runner gets the terminal ready first.
         if self.runner.receive() is not None:
             program = self._start()
@@ -144,9 +146,10 @@ class Monitor:
             master = self._open_terminal()
         return master
 
-    def _hand_over(self, device: int) -> None:
+    def _hand_over(self, device: int, mount: int) -> None:
         namespace = os.open(b"/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        self.server.send(Message(Kind.MOUNT, fds=(device, namespace)))
+        description = Survivors.describe_mount(mount)
+        self.server.send(Message(Kind.MOUNT, text=description, fds=(device, namespace)))
         os.close(namespace)
         self.server.close()
 

@@ -33,8 +33,8 @@ def _failed(what: str, error: OSError) -> GuestError:
     return GuestError(f"{what}: {reason(error)}")
 
 
-def mount_tree(root: Root, hand_over: Callable[[int], None]) -> int:
-    """Mount the tree over `/`; *hand_over* gets the descriptor to serve it with.
+def mount_tree(root: Root, hand_over: Callable[[int, int], None]) -> int:
+    """Mount the tree over `/`; *hand_over* gets the descriptor to serve it with, and the mount's.
 
     Returns the descriptor of the mount's root. Raises GuestError.
     """
@@ -45,7 +45,7 @@ def mount_tree(root: Root, hand_over: Callable[[int], None]) -> int:
     try:
         options = {b"fd": b"%d" % device, b"rootmode": b"40000", **root.options}
         mount = kernel.new_mount(b"fuse", options, root.attributes)
-        hand_over(device)
+        hand_over(device, mount)
         here = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kernel.attach(mount, here)
         os.close(here)

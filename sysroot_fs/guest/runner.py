@@ -5,9 +5,9 @@
 
 All of them are forked before anything has started a thread; the runner itself never does. It
 waits in one poll loop for the monitor's messages, signals, the server's end and, with a terminal,
-what is to be copied. When it is killed the monitor ends the guest's processes, and with the last
-of them the mount namespace, the mount and the server are gone: nothing of a run has a name on the
-host that could be left behind.
+what is to be copied. When it is killed the monitor ends the guest's processes (the server does,
+where the monitor cannot), and with the last of them the mount namespace, the mount and the server
+are gone: nothing of a run has a name on the host that could be left behind.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, NoReturn, final
@@ -28,7 +29,7 @@ from sysroot_fs.guest.monitor import Monitor
 from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
 from sysroot_fs.guest.program import Refusal
 from sysroot_fs.guest.relay import Relay
-from sysroot_fs.guest.survivors import Survivors
+from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import Outer, restore_terminal, set_up
 
 _PASSED_ON: Final[frozenset[signal.Signals]] = frozenset({
@@ -40,6 +41,9 @@ _END_SECONDS: Final = 9.0
 """How long it may take to end all of a guest's processes: `survivors` gives up after less."""
 _SERVER_SECONDS: Final = 5.0
 """How long the server may take to end after the mount is gone."""
+
+_MONITOR_SECONDS: Final = GRACE_SECONDS + 1.0
+"""How long the monitor may take to end the guest when the runner is gone."""
 
 Serve = Callable[[Callable[[], int | None]], None]
 """Gets ready to serve the tree, then asks for the descriptor of its mount, which comes when there
@@ -61,6 +65,7 @@ class Runner:
     _outer: Outer | None = field(init=False, default=None)
     _relay: Relay | None = field(init=False, default=None)
     _description: bytes = field(init=False, default=b"")
+    _namespace: int | None = field(init=False, default=None)
     _started: bool = field(init=False, default=False)
     _interrupted: signal.Signals | None = field(init=False, default=None)
     _status: int | None = field(init=False, default=None)
@@ -136,7 +141,7 @@ class Runner:
             for fd in (null, *self.plan.inherited):
                 os.close(fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            self.serve(lambda: self._take_over(from_monitor))
+            self.serve(lambda: self._take_over(from_monitor, report))
             status = 0
         except BaseException as error:
             text = str(error) or type(error).__name__
@@ -144,7 +149,7 @@ class Runner:
         finally:
             os._exit(status)
 
-    def _take_over(self, from_monitor: Channel) -> int | None:
+    def _take_over(self, from_monitor: Channel, report: Channel) -> int | None:
         """The descriptor of the mount, None where none came; from here on in its user namespace."""
         message = from_monitor.receive()
         if message is None:
@@ -154,6 +159,13 @@ class Runner:
             # Owners and callers then have the numbers that the guest sees.
             kernel.setns(namespace, kernel.CLONE_NEWUSER)
         os.close(namespace)
+        # Not before: a process with threads cannot change its user namespace. Signals are for the
+        # first thread.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        threading.Thread(
+            target=_bury, args=(report, os.dup(device), message.text), daemon=True
+        ).start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return device
 
     # --- the loop ----------------------------------------------------------------------------
@@ -207,6 +219,7 @@ class Runner:
             self._failure = failure
         if self._deadline is None:
             self._guest.say_no_more()
+            os.kill(self._monitor, signal.SIGCONT)  # it may have been stopped
             self._deadline = time.monotonic() + (_END_SECONDS if self._started else 1.0)
 
     def _hear(self) -> None:
@@ -221,8 +234,9 @@ class Runner:
         match message.kind:
             case Kind.ENTERED:
                 self._description = message.text
+                self._namespace, *masters = message.fds
                 if self._outer is not None:
-                    (master,) = message.fds
+                    (master,) = masters
                     set_up(master, self._outer)
                     self._relay = Relay(self._outer, master)
                     self._outer.raw()
@@ -234,11 +248,15 @@ class Runner:
                 self._stop()
             case Kind.ENDED:
                 self._status = message.number
+                if message.number:
+                    # A program whose files are gone gets SIGBUS, or fails in its own words.
+                    self._failure = self._failure or self._death_of_server(in_order=True)
                 self._finish()
             case Kind.REFUSED if message.number != OWN_FAILURE:
                 self._failure = Refusal(message.number, os.fsdecode(message.text))
             case Kind.REFUSED | Kind.FAILED:
-                self._failure = GuestError(os.fsdecode(message.text))
+                told = GuestError(os.fsdecode(message.text))
+                self._failure = self._failure or self._death_of_server(in_order=True) or told
 
     def _finish(self) -> None:
         if self._relay is not None:
@@ -281,24 +299,38 @@ class Runner:
 
     def _server_ended(self) -> None:
         self._server_lives = False
-        if self._status is not None or self._failure is not None or self._interrupted is not None:
-            return
-        _, status = os.waitpid(self._server, 0)
-        self._server = 0
+        if self._status is None and self._failure is None and self._interrupted is None:
+            self._give_up(self._death_of_server())
+
+    def _death_of_server(self, in_order: bool = False) -> GuestError | None:
+        """The server's end as a failure, None where it lives.
+
+        With *in_order* the monitor may be gone already, whose end lets the server end in order.
+        """
+        if not self._server:
+            return None
+        # The mount is dead, and the program with it, a moment before the process can be waited for.
+        pid, status = os.waitpid(self._server, 0 if _is_ending(self._server) else os.WNOHANG)
+        if not pid:
+            return None
+        self._server, self._server_lives = 0, False
         said = select.select([self._report], [], [], 0)[0] and self._report.receive()
         if said:
-            self._give_up(GuestError(os.fsdecode(said.text)))
-            return
+            return GuestError(os.fsdecode(said.text))
         how = os.waitstatus_to_exitcode(status)
+        if in_order and how == 0:
+            return None
         how_said = f"signal {-how}" if how < 0 else f"exit status {how}"
-        self._give_up(
-            GuestError(f"the server of the guest root has died ({how_said}): the command was ended")
-        )
+        then = ": the command was ended" if self._started else ""
+        return GuestError(f"the server of the guest root has died ({how_said}){then}")
 
     # --- the end -----------------------------------------------------------------------------
 
     def _end(self) -> None:
         """Leave nothing behind, whatever has happened."""
+        if self._server:
+            # Stopped in the middle of a request it would keep its caller from ending, even killed.
+            os.kill(self._server, signal.SIGCONT)
         if self._monitor:
             self._guest.close()
             self._wait_for(self._monitor, 0.5)
@@ -306,22 +338,45 @@ class Runner:
             proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             Survivors.of(proc, self._description).kill()
             os.close(proc)
+        if self._namespace is not None:
+            # Open until here, so that its number means no other run's; with it the mount goes.
+            os.close(self._namespace)
         if self._server:
             self._report.close()
             self._wait_for(self._server, _SERVER_SECONDS)
 
     def _wait_for(self, pid: int, seconds: float) -> None:
         process = os.pidfd_open(pid)
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        # First of all it may go on, if somebody has stopped it.
+        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
             if select.select([process], [], [], seconds)[0]:
                 break
             seconds = 2.0
         os.close(process)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether the child *pid* is on its way out: the kernel's PF_EXITING."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return bool(int(file.read().rpartition(b")")[2].split()[6]) & 4)
+
+
+def _bury(runner: Channel, device: int, mount: bytes) -> None:
+    """In the server: where the runner is gone and the monitor does not end the guest, do it.
+
+    It may have been killed too, or stopped. When all is well the mount goes first, and with it
+    this process.
+    """
+    kernel.wake_with_parent()
+    runner.receive()
+    time.sleep(_MONITOR_SECONDS)
+    proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    Survivors(proc, b"", mount, current=lambda: not _poll({device: 0}, 0)).kill()
+    os.close(proc)
 
 
 def _poll(wanted: dict[int, int], seconds: float | None) -> dict[int, int]:

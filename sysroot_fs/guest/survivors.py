@@ -10,9 +10,12 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Final, final
 
 from attrs import define, field
+
+from sidecar import linux
 
 GRACE_SECONDS: Final = 2.0
 """How long a process may take to end after SIGTERM before it is killed."""
@@ -27,12 +30,17 @@ class Survivors:
 
     *namespace* is what /proc/PID/ns/mnt says of a process of the run, *device* the number of its
     FUSE mount as /proc/PID/mountinfo has it. *spared* is this process itself where it is one.
+
+    The kernel gives the numbers of a namespace and of a mount that are gone to the next ones, which
+    may be another run's. So the caller has the namespace open meanwhile, or *current* says whether
+    the mount is still there, asked after a process was looked at and before it is ended.
     """
 
     proc: int
     namespace: bytes
     device: bytes
     spared: frozenset[int] = field(default=frozenset())
+    current: Callable[[], bool] = field(default=lambda: True)
     _others: dict[bytes, bool] = field(factory=dict, init=False)
 
     @classmethod
@@ -44,6 +52,12 @@ class Survivors:
             if fields[4] == b"/":
                 return namespace + b" " + fields[2]
         raise ProcessLookupError
+
+    @staticmethod
+    def describe_mount(mount: int) -> bytes:
+        """The device alone, of a mount that has no server yet."""
+        device = linux.statx(mount, b"", linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC).dev
+        return b"%d:%d" % (os.major(device), os.minor(device))
 
     @classmethod
     def of(cls, proc: int, description: bytes, spared: frozenset[int] = frozenset()) -> Survivors:
@@ -100,8 +114,10 @@ class Survivors:
         with contextlib.suppress(OSError):
             process = os.pidfd_open(pid)
             try:
-                # Another process may have got the number in the meantime, never the descriptor.
-                if self._is_one(pid):
+                # Another process may have got the number in the meantime, never the descriptor; and
+                # another namespace the number of one that was looked at before.
+                self._others.clear()
+                if self._is_one(pid) and self.current():
                     for number in numbers:
                         signal.pidfd_send_signal(process, number)
             finally:
