@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check lint man benchmark clean
+.PHONY: help setup demo check lint man stress benchmark clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -23,6 +23,9 @@ check: lint  ## everything that must hold: lint, then the tests
 
 man: setup  ## write docs/man anew, from what the command line declares
 	$(BIN)/python -m sysroot_fs.cli.manual docs/man
+
+stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in them
+	SYSROOT_FS_STRESS_ROUNDS=100 $(BIN)/pytest tests/test_run_terminal.py -k eight
 
 benchmark: setup  ## what things cost, beside others in the same run
 	@$(BIN)/python -m benchmarks.start

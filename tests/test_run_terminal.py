@@ -277,19 +277,21 @@ ROUNDS = int(os.environ.get("SYSROOT_FS_STRESS_ROUNDS", "4"))
 def test_eight_terminals_at_once(full: Guest) -> None:
     """Started again and again, each running many musl programs: no crash, no lost byte."""
     script = """
-    mkdir -p /tmp/$0
-    for n in 1 2 3 4 5 6; do ptytest spew 20000 || exit 1; threads /tmp/$0 || exit 2; done
+    mkdir /tmp/$0
+    for n in 1 2 3 4; do ptytest spew 20000 || exit 1; done
+    threads /tmp/$0 || exit 2
+    rm -r /tmp/$0
     ptytest catch-int
     """
 
     def one(number: int) -> None:
         for _ in range(ROUNDS):
             with at_terminal(full, "bash", "-c", script, str(number)) as user:
-                user.read_until(b"ready")
+                user.read_until(b"ready", seconds=120)
                 user.send(INTERRUPT)
                 assert user.wait() == 42, bytes(user.output[-500:])
                 text = bytes(user.output)
-                assert text.count(_spewed(20000)) == 6, (number, len(text))
+                assert text.count(_spewed(20000)) == 4, (number, len(text))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))

@@ -34,6 +34,8 @@ class Kind(enum.Enum):
     """The program was stopped by the signal *number*."""
     ENDED = b"X"
     """The program has ended; *number* is its wait status."""
+    DONE = b"D"
+    """Nothing of the guest is left but the monitor, which waits for the runner's end."""
     MOUNT = b"M"
     """The descriptor to serve the mount with, and the user namespace that it belongs to; *text* is
     the mount's device."""

@@ -69,8 +69,8 @@ class Monitor:
         finally:
             os._exit(1)
 
-    def _tell(self, message: Message) -> None:
-        self.runner.send(message)
+    def _tell(self, message: Message) -> bool:
+        return self.runner.send(message)
 
     def _live(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
@@ -97,6 +97,10 @@ class Monitor:
             program = self._start()
             self._wait(program)
         self._end_the_rest()
+        if self._tell(Message(Kind.DONE)):
+            self.runner.receive()
+        # The terminal is the runner's to give back; it may have been killed before it did.
+        self.restore()
         os._exit(0)
 
     # --- the root ----------------------------------------------------------------------------
@@ -253,7 +257,6 @@ class Monitor:
 
     def _end_the_rest(self) -> None:
         """End what is left of the guest's processes."""
-        self.restore()
         if self._slave is not None:
             # The runner's side has heard everything only when nobody can write any more.
             os.close(self._slave)

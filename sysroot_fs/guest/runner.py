@@ -72,6 +72,7 @@ class Runner:
     _failure: Exception | None = field(init=False, default=None)
     _deadline: float | None = field(init=False, default=None)
     _monitor_lives: bool = field(init=False, default=True)
+    """Whether there is something to be heard from it still."""
     _server_lives: bool = field(init=False, default=True)
 
     def run(self) -> int:
@@ -251,6 +252,9 @@ class Runner:
                 if message.number:
                     # A program whose files are gone gets SIGBUS, or fails in its own words.
                     self._failure = self._failure or self._death_of_server(in_order=True)
+                self._finish()
+            case Kind.DONE:
+                self._monitor_lives = False
                 self._finish()
             case Kind.REFUSED if message.number != OWN_FAILURE:
                 self._failure = Refusal(message.number, os.fsdecode(message.text))
