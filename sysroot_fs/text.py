@@ -33,12 +33,16 @@ def absolute(path: bytes) -> bytes:
     """`path` made absolute against the working directory, which a daemon leaves.
 
     `..` is taken out through the real path: taking it out of the text alone goes wrong after a
-    symlink.
+    symlink. What leads nowhere, an empty path or any in a directory that was removed, stays as it
+    is: whoever opens it says so.
     """
-    joined = os.path.join(os.getcwdb(), path)
+    try:
+        joined = path if path[:1] in (b"", b"/") else os.path.join(os.getcwdb(), path)
+    except FileNotFoundError:
+        return path
     if b".." in joined.split(b"/"):
         return os.path.realpath(joined)
-    return os.path.normpath(joined).replace(b"//", b"/")
+    return os.path.normpath(joined).replace(b"//", b"/") if joined else joined
 
 
 def json_fields(key: str, value: bytes) -> dict[str, str]:

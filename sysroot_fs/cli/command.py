@@ -5,6 +5,8 @@ user pressed ^C.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -14,6 +16,7 @@ from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
 from sysroot_fs.cli.daemon import sentence
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
 from sysroot_fs.guest.plan import OWN_FAILURE
+from sysroot_fs.text import shown
 
 DESCRIPTION = """\
 Use a directory that holds a Linux guest root (a "sysroot") as if it were laid over this machine's
@@ -91,12 +94,26 @@ def _run(argv: list[str] | None) -> int:
     return status
 
 
+def _say(text: str) -> None:
+    """One line for the user, whatever *text* holds; nobody may be there to read it."""
+    try:
+        line = shown(text.encode("utf-8", "surrogateescape"))
+        print(f"sysroot-fs: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        # The interpreter would try again at its exit, and change the exit status.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; `argv` is without the program's name. The value is the exit status."""
+    # Closed ones are None in Python, and what is printed to None goes to standard output.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     # Paths that are not UTF-8 come out as the bytes that they are.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else None)
+    is_run = (sys.argv[1:] if argv is None else argv)[:1] == ["run"]
     try:
         return _run(argv)
     except BrokenPipeError:
@@ -107,15 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except CommandError as error:
-        print(f"sysroot-fs: {error}", file=sys.stderr)
-        verb = (sys.argv[1:] if argv is None else argv)[:1]
-        own = verb == ["run"] and not isinstance(error, RunFailed)
-        return OWN_FAILURE if own else error.status
+        _say(str(error))
+        return OWN_FAILURE if is_run and not isinstance(error, RunFailed) else error.status
     except (Exception, BaseExceptionGroup) as error:
         if os.environ.get("SYSROOT_FS_TRACEBACK"):
             raise
-        print(
-            f"sysroot-fs: {sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)",
-            file=sys.stderr,
-        )
-        return 1
+        _say(f"{sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)")
+        return OWN_FAILURE if is_run else 1

@@ -50,14 +50,18 @@ def _mounts(arguments: argparse.Namespace) -> tuple[Bind | Tmpfs, ...]:
     return tuple(found)
 
 
-def make_room(tree: Tree, plan: Plan) -> None:
-    """Have the tree show what the plan mounts on, whether the guest has it or not."""
-    wanted = {
+def mountpoints(plan: Plan) -> dict[bytes, bool]:
+    """The guest paths on which the plan mounts; true for a directory."""
+    return {
         mount.target: not isinstance(mount, Bind) or os.path.isdir(mount.source)
         for mount in plan.root.mounts
     }
+
+
+def make_room(tree: Tree, plan: Plan) -> None:
+    """Have the tree show what the plan mounts on, whether the guest has it or not."""
     try:
-        tree.make_room(wanted)
+        tree.make_room(mountpoints(plan))
     except OSError as error:
         raise SysrootError(
             f"the guest has no place to mount on: {shown(os.fsencode(error.filename or ''))}: "
@@ -87,8 +91,18 @@ def _user(arguments: argparse.Namespace, inside: int | None) -> tuple[int | None
     return None, None
 
 
-def _environment(arguments: argparse.Namespace) -> dict[bytes, bytes]:
+def _callers_environment() -> dict[bytes, bytes]:
     environment = dict(os.environb)
+    # Where there is no locale Python sets this one for itself (PEP 538).
+    if b"LC_CTYPE" in environment:
+        with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as given:
+            if not any(entry.startswith(b"LC_CTYPE=") for entry in given.read().split(b"\0")):
+                del environment[b"LC_CTYPE"]
+    return environment
+
+
+def _environment(arguments: argparse.Namespace) -> dict[bytes, bytes]:
+    environment = _callers_environment()
     if arguments.clean_env:
         environment = {key: environment[key] for key in (b"TERM",) if key in environment}
     for name in arguments.unset:
@@ -115,10 +129,7 @@ def _working_directory(arguments: argparse.Namespace) -> tuple[bytes, bool]:
 
 
 def _command(arguments: argparse.Namespace) -> tuple[bytes, ...]:
-    words = list(arguments.command)
-    if words[:1] == ["--"]:
-        del words[0]
-    return tuple(map(os.fsencode, words or ["/bin/sh"]))
+    return tuple(map(os.fsencode, arguments.command or ["/bin/sh"]))
 
 
 def _descriptors() -> tuple[frozenset[int], tuple[int, ...]]:

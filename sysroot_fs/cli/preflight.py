@@ -54,6 +54,8 @@ def _is_dead(error: OSError) -> bool:
 
 
 def _stat_directory(path: bytes, what: str, failure: type[Exception]) -> os.stat_result:
+    if not path:
+        raise failure(f"{what} is an empty path")
     try:
         found = os.stat(path)
         if not os.path.isdir(path):

@@ -57,8 +57,13 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("sysroot", metavar="SYSROOT", help="the directory that holds the guest")
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run")
+    parser.add_argument(
+        "sysroot",
+        metavar="SYSROOT",
+        nargs=argparse.PARSER,
+        action=_Words,
+        help="the directory that holds the guest, and what to run in it",
+    )
     where = parser.add_argument_group("where and as whom")
     where.add_argument("--chdir", metavar="DIR", help="start in this directory of the guest")
     where.add_argument("--user", metavar="UID[:GID]", help="run as this user (as root only)")
@@ -122,6 +127,24 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     add_options(parser, Group)
     parser.set_defaults(run=run)
+
+
+class _Words(argparse.Action):
+    """SYSROOT [--] COMMAND.. as it stands: of two arguments argparse takes a -- out by itself."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        words = list(map(str, values or ()))
+        if words[:1] == ["--"]:
+            del words[0]
+        if words[1:2] == ["--"]:
+            del words[1]
+        namespace.sysroot, *namespace.command = words
 
 
 class _Mount(argparse.Action):

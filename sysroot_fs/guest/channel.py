@@ -24,8 +24,10 @@ class Kind(enum.Enum):
     FAILED = b"F"
     """The guest root cannot be made or entered: *text* is the sentence."""
     ENTERED = b"E"
-    """The root is made; *text* describes it for `Survivors`; the descriptors are its mount
-    namespace and, with a terminal, that one's master."""
+    """The root is made; *text* says how to tell its processes (`Survivors.describe`).
+
+    The descriptors: its mount namespace and, with a terminal, the master.
+    """
     REFUSED = b"R"
     """The program cannot be started: *number* is the exit status, *text* the sentence."""
     STARTED = b"S"

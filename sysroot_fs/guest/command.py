@@ -67,11 +67,12 @@ def _go_to(command: Command, environment: dict[bytes, bytes]) -> None:
         if command.insist:
             where = shown(command.directory)
             raise GuestError(f"the guest has no directory {where}: {reason(error)}") from error
-        os.chdir("/")
-        environment[b"PWD"] = b"/"
+        # The guest's root is the working directory still.
+        directory = b"/"
     else:
-        if command.insist or b"PWD" in environment:
-            environment[b"PWD"] = command.directory
+        directory = command.directory
+    if command.insist or b"PWD" in environment:
+        environment[b"PWD"] = directory
 
 
 def start(command: Command, mask: Iterable[int]) -> NoReturn:

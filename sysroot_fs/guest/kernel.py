@@ -190,11 +190,8 @@ def change_root(root: int) -> None:
 # --- signals ------------------------------------------------------------------------------------
 
 _SIGNAL_SET: Final = ctypes.c_char * 128
-_SIGNALFD_INFO: Final = struct.Struct("=Iii116x")  # number, errno, code, the rest
+_SIGNALFD_INFO: Final = struct.Struct("=I124x")  # number, the rest
 _SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
-
-SI_KERNEL: Final = 0x80
-"""The code of a signal that the kernel sends on its own: ^C of the terminal, for one."""
 
 
 def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
@@ -206,13 +203,13 @@ def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
     return _checked(_libc.signalfd(-1, wanted, _SFD_FLAGS))
 
 
-def read_signals(fd: int) -> list[tuple[signal.Signals, int]]:
-    """The signals that have come, each with its code (SI_*)."""
-    found: list[tuple[signal.Signals, int]] = []
+def read_signals(fd: int) -> list[signal.Signals]:
+    """The signals that have come."""
+    found: list[signal.Signals] = []
     while True:
         try:
             data = os.read(fd, _SIGNALFD_INFO.size)
         except BlockingIOError:
             return found
-        number, _, code = _SIGNALFD_INFO.unpack(data)
-        found.append((signal.Signals(number), code))
+        (number,) = _SIGNALFD_INFO.unpack(data)
+        found.append(signal.Signals(number))

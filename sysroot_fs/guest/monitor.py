@@ -97,8 +97,9 @@ class Monitor:
             program = self._start()
             self._wait(program)
         self._end_the_rest()
-        if self._tell(Message(Kind.DONE)):
-            self.runner.receive()
+        self._tell(Message(Kind.DONE))
+        while self.runner.receive() is not None:
+            continue
         # The terminal is the runner's to give back; it may have been killed before it did.
         self.restore()
         os._exit(0)
@@ -132,6 +133,7 @@ class Monitor:
         if first:
             self.runner.close()
             self.server.close()
+            self._let_go()
             os.waitpid(first, 0)
             os._exit(0)
         kernel.die_with_parent()
@@ -180,18 +182,26 @@ class Monitor:
             with contextlib.suppress(OSError):  # the child does it too; the first one counts
                 os.setpgid(program, program)
         with open(reader, "rb") as pipe:
-            said = pipe.read()
-        # From here on nobody but the program holds what the caller has given.
-        for fd in (0, 1, 2):
-            os.dup2(self._null, fd)
-        for fd in self.plan.inherited:
-            os.close(fd)
-        if said:
+            # The guest may have it wait for ever (an /etc/passwd that is a fifo): until the runner
+            # gives up. It has the signals blocked still, and nothing to clean up.
+            ready, _, _ = select.select([reader, self.runner.fileno()], [], [])
+            said = pipe.read() if reader in ready else None
+        self._let_go()
+        if said is None:
+            os.kill(program, signal.SIGKILL)
+        elif said:
             status, _, text = said.partition(b" ")
             self._tell(Message(Kind.REFUSED, int(status), text))
         else:
             self._tell(Message(Kind.STARTED))
         return program
+
+    def _let_go(self) -> None:
+        """From here on nobody but the program holds what the caller has given."""
+        for fd in (0, 1, 2):
+            os.dup2(self._null, fd)
+        for fd in self.plan.inherited:
+            os.close(fd)
 
     def _be_the_program(self, writer: int) -> NoReturn:
         status, text = OWN_FAILURE, ""
@@ -247,7 +257,10 @@ class Monitor:
     def _obey(self, message: Message, program: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             if message.kind is Kind.SIGNAL:
-                os.kill(program, message.number)
+                # What was sent to the whole process group (by the terminal, by `kill %1`) has come
+                # here as well: the program has got it.
+                if signal.sigtimedwait([message.number], 0) is None:
+                    os.kill(program, message.number)
             elif message.kind is Kind.CONTINUE and self._slave is not None:
                 with contextlib.suppress(OSError):
                     os.tcsetpgrp(self._slave, os.getpgid(program))
@@ -263,12 +276,13 @@ class Monitor:
         if self._survivors is not None:
             self._survivors.end()
             return
-        # Process 1 of a namespace: -1 is everybody else in it, and the kernel kills the last.
-        deadline = time.monotonic() + GRACE_SECONDS
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCONT):
-            with contextlib.suppress(ProcessLookupError):
+        # Process 1 of a namespace: -1 is everybody else in it, all of them descend from this one,
+        # and the kernel kills the last.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            for number in (signal.SIGTERM, signal.SIGHUP):
                 os.kill(-1, number)
-        with contextlib.suppress(ChildProcessError):
-            while time.monotonic() < deadline:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    time.sleep(0.01)
+                os.kill(-1, signal.SIGCONT)
+                deadline = time.monotonic() + GRACE_SECONDS / 2
+                while time.monotonic() < deadline:
+                    if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                        time.sleep(0.01)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -67,6 +68,9 @@ def _inside(top: int, path: bytes) -> int:
 def _put(top: int, mount: int, target: bytes) -> None:
     where = _inside(top, target)
     try:
+        if stat.S_ISDIR(os.fstat(mount).st_mode) != stat.S_ISDIR(os.fstat(where).st_mode):
+            # What mount(2) says; move_mount(2) says EINVAL, which may be anything.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         kernel.attach(mount, where)
     finally:
         os.close(where)

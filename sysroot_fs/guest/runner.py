@@ -39,10 +39,12 @@ _WATCHED: Final = _PASSED_ON | {signal.SIGWINCH, signal.SIGCONT}
 
 _END_SECONDS: Final = 9.0
 """How long it may take to end all of a guest's processes: `survivors` gives up after less."""
+_MONITOR_SECONDS: Final = 2.0
+"""How long the monitor may take to end after its last word: with --pid the kernel ends the rest."""
 _SERVER_SECONDS: Final = 5.0
 """How long the server may take to end after the mount is gone."""
 
-_MONITOR_SECONDS: Final = GRACE_SECONDS + 1.0
+_BURIAL_SECONDS: Final = GRACE_SECONDS + 1.0
 """How long the monitor may take to end the guest when the runner is gone."""
 
 Serve = Callable[[Callable[[], int | None]], None]
@@ -190,8 +192,8 @@ class Runner:
                 if self._guest.fileno() in ready:
                     self._hear()
                 if signals in ready:
-                    for number, code in kernel.read_signals(signals):
-                        self._take(number, code)
+                    for number in kernel.read_signals(signals):
+                        self._take(number)
                 if server in ready:
                     self._server_ended()
                 if self._relay is not None:
@@ -235,6 +237,8 @@ class Runner:
         match message.kind:
             case Kind.ENTERED:
                 self._description = message.text
+                # Held until nothing is left in it: the kernel gives its number, and that of the
+                # mount, to somebody else's run as soon as they are free.
                 self._namespace, *masters = message.fds
                 if self._outer is not None:
                     (master,) = masters
@@ -267,18 +271,18 @@ class Runner:
             # The end comes when the monitor has ended whoever else could write.
             self._relay.finish(seconds=_END_SECONDS, quiet=_END_SECONDS)
 
-    def _take(self, number: signal.Signals, code: int) -> None:
+    def _take(self, number: signal.Signals) -> None:
         if number is signal.SIGWINCH or number is signal.SIGCONT:
             if self._outer is not None and self._relay is not None:
                 if number is signal.SIGCONT:
                     self._outer.continued()
                 self._relay.resize()
-        elif not self._started:
+        elif self._started:
+            self._guest.send(Message(Kind.SIGNAL, number))
+        # Blocked signals come even if they are ignored, as by nohup(1).
+        elif signal.getsignal(number) is not signal.SIG_IGN:
             self._interrupted = number
             self._give_up()
-        elif self._outer is not None or code != kernel.SI_KERNEL:
-            # Without a terminal of its own the program hears the user's ^C from the kernel.
-            self._guest.send(Message(Kind.SIGNAL, number))
 
     def _stop(self) -> None:
         """The program was stopped by ^Z: so is this, until the shell goes on with it."""
@@ -337,7 +341,8 @@ class Runner:
             os.kill(self._server, signal.SIGCONT)
         if self._monitor:
             self._guest.close()
-            self._wait_for(self._monitor, 0.5)
+            # It takes no other signal.
+            self._wait_for(self._monitor, _MONITOR_SECONDS, signal.SIGKILL)
         if self._description:
             proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             Survivors.of(proc, self._description).kill()
@@ -347,12 +352,12 @@ class Runner:
             os.close(self._namespace)
         if self._server:
             self._report.close()
-            self._wait_for(self._server, _SERVER_SECONDS)
+            self._wait_for(self._server, _SERVER_SECONDS, signal.SIGTERM, signal.SIGKILL)
 
-    def _wait_for(self, pid: int, seconds: float) -> None:
+    def _wait_for(self, pid: int, seconds: float, *numbers: signal.Signals) -> None:
         process = os.pidfd_open(pid)
         # First of all it may go on, if somebody has stopped it.
-        for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGCONT, *numbers):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
             if select.select([process], [], [], seconds)[0]:
@@ -377,7 +382,7 @@ def _bury(runner: Channel, device: int, mount: bytes) -> None:
     """
     kernel.wake_with_parent()
     runner.receive()
-    time.sleep(_MONITOR_SECONDS)
+    time.sleep(_BURIAL_SECONDS)
     proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     Survivors(proc, b"", mount, current=lambda: not _poll({device: 0}, 0)).kill()
     os.close(proc)
