@@ -172,16 +172,21 @@ def test_an_interactive_shell_has_job_control(full: Guest, shell: str) -> None:
     options = ["--env", "PS1=", "--env", "ENV="]
     words = ("bash", "--norc", "--noediting", "-i") if shell == "bash" else ("sh", "-i")
     with at_terminal(full, *words, options=options) as user:
-        user.send(b"ptytest catch-int; echo sta''tus $?\n")
-        user.read_until(b"ready")
+        user.send(b"echo go''ing; cat\n")
+        user.read_until(b"going")
+        user.send(b"one\n")
+        user.read_until(b"one\r\none\r\n")
         user.send(SUSPEND)
         user.read_until(re.compile(rb"[Ss]topped"))
         user.send(b"jobs; echo lis''ted\n")
-        assert b"ptytest catch-int" in user.read_until(b"listed")
-        user.send(b"fg; echo end''ed $?\n")
-        user.read_until(b"ptytest catch-int")
+        assert b"cat" in user.read_until(b"listed")
+        user.send(b"echo re''turning; fg\n")
+        user.read_until(b"returning")
+        # Answered by the job, which therefore has the terminal.
+        user.send(b"two\n")
+        user.read_until(b"two\r\ntwo\r\n")
         user.send(INTERRUPT)
-        user.read_until(b"ended 42")
+        user.read_until(re.compile(rb"\^C\r?\n"))
         user.send(b"exit 3\n")
         assert user.wait() == 3
 

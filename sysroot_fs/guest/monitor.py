@@ -225,13 +225,18 @@ class Monitor:
     def _wait(self, program: int) -> None:
         """Until the program has ended or the runner is gone."""
         events = select.poll()
-        signals = kernel.signal_descriptor([signal.SIGCHLD])
+        wanted = [signal.SIGCHLD]
+        if self._slave is not None:
+            # The runner has hung up. The kernel tells the leader of the session alone.
+            wanted.append(signal.SIGHUP)
+        signals = kernel.signal_descriptor(wanted)
         events.register(signals, select.POLLIN)
         events.register(self.runner, select.POLLIN)
         while True:
             ready = [fd for fd, _ in events.poll()]
             if signals in ready:
-                kernel.read_signals(signals)
+                if signal.SIGHUP in kernel.read_signals(signals):
+                    _signal_group(program, signal.SIGHUP)
                 if self._has_ended(program):
                     return
             if self.runner.fileno() in ready:
@@ -258,13 +263,14 @@ class Monitor:
         with contextlib.suppress(ProcessLookupError):
             if message.kind is Kind.SIGNAL:
                 # What was sent to the whole process group (by the terminal, by `kill %1`) has come
-                # here as well: the program has got it.
-                if signal.sigtimedwait([message.number], 0) is None:
+                # here as well: the program has got it. At a terminal of its own it is in another.
+                shared = self._slave is None
+                if not (shared and signal.sigtimedwait([message.number], 0)):
                     os.kill(program, message.number)
             elif message.kind is Kind.CONTINUE and self._slave is not None:
                 with contextlib.suppress(OSError):
                     os.tcsetpgrp(self._slave, os.getpgid(program))
-                os.killpg(program, signal.SIGCONT)
+                _signal_group(program)
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -286,3 +292,10 @@ class Monitor:
                 while time.monotonic() < deadline:
                     if os.waitpid(-1, os.WNOHANG)[0] == 0:
                         time.sleep(0.01)
+
+
+def _signal_group(program: int, *numbers: signal.Signals) -> None:
+    """Signals for the program's process group, which may be stopped."""
+    with contextlib.suppress(ProcessLookupError):
+        for number in (*numbers, signal.SIGCONT):
+            os.killpg(program, number)

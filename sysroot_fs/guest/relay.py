@@ -271,6 +271,11 @@ class Relay:
 
     # what the runner says
 
+    def hung_up_now(self) -> bool:
+        """Whether the user's terminal is gone, asked of it now."""
+        self.hung_up = self.hung_up or self._in.gone() or self._out.gone()
+        return self.hung_up
+
     def resize(self) -> None:
         """The outer terminal has another size now (SIGWINCH, or after a stop)."""
         if self._master is not None:

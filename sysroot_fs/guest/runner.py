@@ -277,6 +277,8 @@ class Runner:
                 if number is signal.SIGCONT:
                     self._outer.continued()
                 self._relay.resize()
+        elif number is signal.SIGHUP and self._relay is not None and self._relay.hung_up_now():
+            self._relay.hang_up()
         elif self._started:
             self._guest.send(Message(Kind.SIGNAL, number))
         # Blocked signals come even if they are ignored, as by nohup(1).
