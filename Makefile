@@ -29,6 +29,7 @@ stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in t
 
 benchmark: setup  ## what things cost, beside others in the same run
 	@$(BIN)/python -m benchmarks.start
+	@$(BIN)/python -m benchmarks.fold
 
 clean:  ## remove .venv, caches and build output; the guest root's cache stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

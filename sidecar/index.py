@@ -59,6 +59,8 @@ QUIET_NS: Final = 3_000_000_000
 """Times older than this at the scan cannot hide a later change (exFAT counts in 2 s steps)."""
 BELIEF_NS: Final = 10_000_000
 """How long, in nanoseconds, an index with a fold key is believed without asking the volume."""
+CHANGES: Final = 1000
+"""Up to so many names that came or went are noted one by one, more cost as much as all of them."""
 LOCK_TIMEOUT: Final = 5.0
 """Seconds to wait for another mount that is naming something in the same directory."""
 
@@ -187,10 +189,14 @@ class DirectoryIndex:
                 names = {os.fsencode(entry.name) for entry in entries}
         finally:
             os.close(reading)
-        self.rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
-        self.names = names
+        rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
+        changed = names ^ self.names
+        if rows != self.rows or len(changed) > CHANGES:
+            self._folded = None
+        self.rows, self.names = rows, names
+        for stored in changed if self._folded is not None else ():
+            self._note(stored, stored in names)
         self._slots = None
-        self._folded = None
         self._claims.clear()
         newest = max(before.st_mtime_ns, before.st_ctime_ns)
         self._quiet = time.time_ns() - newest > QUIET_NS + self.traits.time_step_ns
@@ -300,8 +306,11 @@ class DirectoryIndex:
         if self._folded is None:
             assert self.key is not None
             self._folded = {}
-            for pair in sorted(self._pairs()):
-                self._folded.setdefault(self.key(pair[0]), []).append(pair)
+            for pair in self._pairs():
+                alone = [pair]
+                spellings = self._folded.setdefault(self.key(pair[0]), alone)
+                if spellings is not alone:
+                    bisect.insort(spellings, pair)
         return self._folded
 
     def _find_exact(self, dirfd: int, name: bytes) -> tuple[Entry | None, bool]:
@@ -380,21 +389,22 @@ class DirectoryIndex:
         if not self.encodes:
             return [(name, name) for name in self.names]
         tokens = {stored: name for name, stored in self.rows.items()}
-        found = []
-        for stored in self.names:
-            if (stored in HELPER_NAMES and self._serves) or is_leftover(stored):
-                continue
-            if is_token(stored):
-                # A token without a row has lost its name: it is reported by `check`, never shown.
-                if stored in tokens:
-                    found.append((tokens[stored], stored))
-                continue
-            name = escape.decode(stored)
-            if name is None:
-                found.append((stored, stored))
-            elif name not in self.names or is_reserved(name):
-                found.append((name, stored))
-        return found
+        guests = ((self._guest(stored, tokens), stored) for stored in self.names)
+        return [(name, stored) for name, stored in guests if name is not None]
+
+    def _guest(self, stored: bytes, tokens: dict[bytes, bytes]) -> bytes | None:
+        """The guest name of the entry *stored*, None where it has none."""
+        if not self.encodes:
+            return stored
+        if (stored in HELPER_NAMES and self._serves) or is_leftover(stored):
+            return None
+        if is_token(stored):
+            # A token without a row has lost its name: it is reported by `check`, never shown.
+            return tokens.get(stored)
+        name = escape.decode(stored)
+        if name is None:
+            return stored
+        return name if name not in self.names or is_reserved(name) else None
 
     def only_helpers(self, dirfd: int) -> list[bytes] | None:
         """The helper names to remove before rmdir, or None where the guest sees an entry."""
@@ -468,24 +478,14 @@ class DirectoryIndex:
         self.names.add(stored)
         if self._slots is not None:
             self._slots.add(self._slot(stored))
-        if self._folded is not None and self.key is not None:
-            if self.encodes:
-                self._folded = None
-            else:
-                spellings = self._folded.setdefault(self.key(stored), [])
-                if (stored, stored) not in spellings:
-                    bisect.insort(spellings, (stored, stored))
+        self._note(stored, True)
         self._restamp(dirfd)
 
     def removed(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* went away, and drop its row."""
         self.names.discard(stored)
         self._slots = None
-        if self._folded is not None and self.key is not None:
-            if self.encodes:
-                self._folded = None
-            elif (stored, stored) in (spellings := self._folded.get(self.key(stored), [])):
-                spellings.remove((stored, stored))
+        self._note(stored, False)
         for name, row in list(self.rows.items()):
             if row == stored:
                 try:
@@ -503,6 +503,25 @@ class DirectoryIndex:
         """
         for name in names:
             self._write_rows(dirfd, drop=name)
+
+    def _note(self, stored: bytes, there: bool) -> None:
+        """Note among the spellings that *stored* came or went, without reading all of them."""
+        if self._folded is None or self.key is None:
+            return
+        name = None if is_token(stored) else self._guest(stored, {})
+        shadow = self.encodes and name == stored and escape.encode(stored) in self.names
+        if name is None or shadow:
+            # A token, or a literal name beside its escape: it depends on others.
+            self._folded = None
+            return
+        key, pair = self.key(name), (name, stored)
+        spellings = self._folded.setdefault(key, [])
+        if there and pair not in spellings:
+            bisect.insort(spellings, pair)
+        elif not there and pair in spellings:
+            spellings.remove(pair)
+        if not spellings:
+            del self._folded[key]
 
     def _restamp(self, dirfd: int) -> None:
         # The age of the scan stays: a foreign change in the same step is found within a second.
@@ -598,6 +617,12 @@ class Indexes:
         else:
             self._known.move_to_end(key)
         return index
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        for index in self._known.values():
+            index.retired = True
+        self._known.clear()
 
     def _trim(self) -> None:
         if len(self._known) % 64 and len(self._known) < 4096:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import field, frozen
 
 Key = Callable[[bytes], bytes]
+_Prefix = tuple[tuple[bytes, ...], bool]
 
 
 @frozen(slots=True, eq=False)
@@ -51,25 +52,25 @@ def rules(
 
     *fold* and *exact* are guest paths; of the same path given twice the last one in *exact* counts.
     """
-    tree: dict[tuple[bytes, ...], bool] = {(): everywhere}
-    for prefixes, folds in ((fold, True), (exact, False)):
-        for prefix in prefixes:
-            tree[tuple(part for part in prefix.split(b"/") if part)] = folds
-    return _rule(key, tree, (), everywhere, False)
+    prefixes = [
+        (tuple(part for part in prefix.split(b"/") if part), folds)
+        for paths, folds in ((fold, True), (exact, False))
+        for prefix in paths
+    ]
+    return _rule(key, prefixes, everywhere, False)
 
 
-def _rule(
-    key: Key,
-    tree: Mapping[tuple[bytes, ...], bool],
-    here: tuple[bytes, ...],
-    folds: bool,
-    above: bool,
-) -> Spelling:
-    folds = tree.get(here, folds)
-    depth = len(here)
-    names = sorted({path[depth] for path in tree if len(path) > depth and path[:depth] == here})
-    children = {
-        key(name) if folds else name: _rule(key, tree, (*here, name), folds, above or folds)
-        for name in names
-    }
+def _rule(key: Key, prefixes: Iterable[_Prefix], folds: bool, above: bool) -> Spelling:
+    """The rule of the directory from which *prefixes* lead on."""
+    below: list[tuple[bytes, _Prefix]] = []
+    for path, wish in prefixes:
+        if path:
+            below.append((path[0], (path[1:], wish)))
+        else:
+            folds = wish
+    # Two spellings of one directory may both lead on.
+    groups: dict[bytes, list[_Prefix]] = {}
+    for name, prefix in below:
+        groups.setdefault(key(name) if folds else name, []).append(prefix)
+    children = {name: _rule(key, group, folds, above or folds) for name, group in groups.items()}
     return Spelling(key if folds else None, above, children)

@@ -248,7 +248,7 @@ class Walk:
 
     def enter(self, place: Place, name: bytes, found: Found) -> Place:
         """The place for the directory *found* as *name* in *place*. Raises NotADirectoryError."""
-        path = _join(place.path(), name)
+        path = _join(place.path(), found.guest or name)
         if found.regular:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if found.layer is Layer.VIRTUAL or found.holder is None:
@@ -393,10 +393,10 @@ class Walk:
     def resolve(self, path: bytes, create: bool = False) -> list[Step]:
         """The steps of the guest path *path*, taken from the guest's root.
 
-        Links in the middle are followed as the guest's kernel would (40 at most); the last
-        component is not. With *create* a missing last component says where a new name would go
-        and under which stored name it would be tried first. A failing step is the last and
-        carries its errno.
+        The path of a step is in the spelling of what was found. Links in the middle are followed
+        as the guest's kernel would (40 at most); the last component is not. With *create* a
+        missing last component says where a new name would go and under which stored name it would
+        be tried first. A failing step is the last and carries its errno.
         """
         steps: list[Step] = []
         chain = [self.root()]
@@ -423,6 +423,7 @@ class Walk:
                     assert found.holder is not None
                     if rest or trailing:
                         link = os.readlink(found.stored, dir_fd=found.holder.fd)
+                here = _join(place.path(), found.guest or name)
                 steps.append(self._present(place, name, here, found, link))
                 if link is not None:
                     links += 1

@@ -194,11 +194,17 @@ def detach(point: Path) -> None:
 
 
 def start(
-    sysroot: Path, host: Path, point: Path, *options: str, log: Path, descriptors: int | None = None
+    sysroot: Path,
+    host: Path,
+    point: Path,
+    *options: str,
+    log: Path,
+    descriptors: int | None = None,
+    module: str = "sysroot_fs",
 ) -> Mount:
-    """Start a server in the foreground and wait until its mount is there."""
+    """Start a server (*module*) in the foreground and wait until its mount is there."""
     settings = ",".join([f"host={host}", f"log={log}", *options])
-    command = [sys.executable, "-m", "sysroot_fs", "mount", "-f"]
+    command = [sys.executable, "-m", module, "mount", "-f"]
     command += [str(sysroot), str(point), "-o", settings]
     if descriptors is not None:
         # The hard limit too: the server raises the other to it.
@@ -284,6 +290,7 @@ class Mounter:
         sysroot: Path | None = None,
         host: Path | None = None,
         descriptors: int | None = None,
+        module: str = "sysroot_fs",
     ) -> Mount:
         """Mount *sysroot* over *host*; both are new empty directories where not given."""
         number = len(self.mounts)
@@ -293,7 +300,7 @@ class Mounter:
             directory.mkdir(exist_ok=True)
         log = self.work / f"log-{number}"
         self.mounts.append(
-            start(sysroot, host, made[2], *options, log=log, descriptors=descriptors)
+            start(sysroot, host, made[2], *options, log=log, descriptors=descriptors, module=module)
         )
         return self.mounts[-1]
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import escape, linux
+from sidecar import escape, index, linux
 from sysroot_fs.tree import Tree, TreeConfig
 from tests.caseless import open_kind
 from tests.conftest import Mounter
@@ -117,21 +118,32 @@ class Pair:
         return last.error or 0, last.layer, last.verdict
 
 
-@pytest.fixture(scope="module", params=["plain", "caseless"])
+def _settle(tree: Tree) -> None:
+    """Wait until what was made elsewhere is seen where lookups fold."""
+    if tree.config.lookup == "fold":
+        time.sleep(1.2 * index.BELIEF_NS / 1e9)
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["plain", "caseless"], ["exact", "fold"]),
+    ids="-".join,
+)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    """One mount for all examples, on a plain volume and on one that folds."""
+    """One mount for all examples, on a plain volume and on one that folds, under each policy."""
+    kind, policy = request.param
     base = tmp_path_factory.mktemp("agrees")
     with contextlib.ExitStack() as stack:
-        volume = stack.enter_context(open_kind(request.param, base))
+        volume = stack.enter_context(open_kind(kind, base))
         sysroot, host = volume.path / "sysroot", base / "host"
         for directory in (sysroot, host):
             directory.mkdir()
         mounter = Mounter(_made(base / "mount"))
         stack.callback(mounter.close)
-        mount = mounter(sysroot=sysroot, host=host)
-        tree = Tree(TreeConfig(sysroot=os.fsencode(sysroot), host=os.fsencode(host)))
+        mount = mounter(f"lookup={policy}", sysroot=sysroot, host=host)
+        tree = Tree(TreeConfig(sysroot=os.fsencode(sysroot), host=os.fsencode(host), lookup=policy))
         stack.callback(tree.close)
         point = os.open(mount.point, os.O_PATH | os.O_DIRECTORY)
         stack.callback(os.close, point)
@@ -143,7 +155,7 @@ def _made(path: Path) -> Path:
     return path
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(contents, contents, st.lists(components, min_size=1, max_size=12))
 def test_resolve_agrees_with_the_mount(
     pair: Pair, sysroot: Content, host: Content, paths: list[list[bytes]]
@@ -152,6 +164,7 @@ def test_resolve_agrees_with_the_mount(
     top = b"/example-%d" % next(_numbers)
     sysroot.make(pair.sysroot + top, top + b"/", "sysroot")
     host.make(pair.host + top, top + b"/", "host")
+    _settle(pair.tree)
     for path in paths:
         # From the example's own directory; where `..` leads above it, the same for both.
         whole = top + b"/" + b"/".join(path)
@@ -162,7 +175,7 @@ def test_resolve_agrees_with_the_mount(
             assert (layer, whole) == (said, whole), verdict
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(contents, contents, st.lists(st.lists(names, min_size=1, max_size=4), max_size=6))
 def test_resolve_agrees_after_the_mount_made_names(
     pair: Pair, sysroot: Content, host: Content, new: list[list[bytes]]
@@ -171,6 +184,7 @@ def test_resolve_agrees_after_the_mount_made_names(
     top = b"/example-%d" % next(_numbers)
     sysroot.make(pair.sysroot + top, top + b"/", "sysroot")
     host.make(pair.host + top, top + b"/", "host")
+    _settle(pair.tree)
     for path in new:
         whole = top + b"/" + b"/".join(path)
         before = pair.tree.walk.resolve(whole, create=True)[-1]
@@ -182,6 +196,7 @@ def test_resolve_agrees_after_the_mount_made_names(
             continue
         os.write(fd, before.layer.encode())
         os.close(fd)
+        _settle(pair.tree)
         after = pair.tree.walk.resolve(whole)[-1]
         assert (before.verdict, after.error) == ("create", None)
         assert (before.layer, before.stored) == (after.layer, after.stored)
@@ -194,6 +209,7 @@ def test_resolve_agrees_about_virtual_trees(pair: Pair) -> None:
         os.makedirs(pair.host + b"/" + name + b"/deep")
         os.close(os.open(pair.host + b"/" + name + b"/deep/x", os.O_CREAT | os.O_WRONLY))
     os.makedirs(pair.sysroot + b"/dev/deep")
+    _settle(pair.tree)
     for path in (b"/dev/x", b"/dev/deep/x", b"/proc/deep", b"/proc/deep/x", b"/sys/deep"):
         code, layer = pair.mounted(path)
         assert (code, layer) == pair.resolved(path)[:2], path

@@ -25,7 +25,7 @@ from sidecar.linux import Stat
 from sidecar.naming import Policy
 from sidecar.presence import Presence
 from sidecar.twin import Twin
-from sidecar.walk import VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
+from sidecar.walk import CIOPFS, VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
 from sysroot_fs.tree.spellings import Spellings
@@ -170,13 +170,17 @@ class Tree:
         )
 
     def twin(self, inode: Inode) -> Twin | None:
-        """The host's directory at the path of a sysroot directory, None where it has none."""
+        """The host's directory at the path of a sysroot directory, None where it has none.
+
+        Also where the directory was last reached in another spelling, though then nothing may be
+        looked up there: what was found there before is still in use.
+        """
         if inode.parent is None:
             return self._root_place.twin()
         now = time.monotonic()
         while self._twins and next(iter(self._twins.values()))[0] <= now:
             self._twins.popitem(last=False)
-        if self.walk.host is None or inode.consulted():
+        if self.walk.host is None:
             return None
         # From the nearest ancestor whose twin is known, so that siblings share descriptors; not
         # by recursion, since a tree may be deeper than the interpreter's stack.
@@ -192,7 +196,8 @@ class Tree:
         else:
             until, found = self._twins[here]
         for step in reversed(way):
-            found = None if found is None else twin.child_twin(found, step.name)
+            if found is not None:
+                found = twin.child_twin(found, step.name) if step.stored == step.name else None
             self._twins[step] = (until, found)
         # Kept in the order in which they expire, those from an older ancestor too.
         if way and until < now + TWIN_SECONDS:
@@ -221,6 +226,29 @@ class Tree:
         """A directory moved: the literal paths below it are others now."""
         self._twins.clear()
 
+    def forget_spellings(self, parent: Inode, name: bytes) -> None:
+        """The directory that was *name* in *parent* has come under another rule for spellings.
+
+        What was remembered of names below it followed the old one. Where the kernel cannot forget
+        at once it does so with its timeouts.
+        """
+        self.walk.indexes.clear()
+        self.forgotten.append((parent.id, name))
+
+    def depends_on_spelling(self, parent: Inode, found: Found | Absent) -> bool:
+        """Whether the answer is another when a directory above was reached in another spelling.
+
+        The kernel keeps one name for a directory, whatever it was looked up as last, and what it
+        remembers below would move along: from where the host may answer to where it may not.
+        """
+        if self.walk.host is None or parent.layer is not Layer.SYSROOT:
+            return False
+        if not parent.spelling().above:
+            return False
+        if isinstance(found, Absent):
+            return found.verdict is Verdict.BELOW_MAPPING
+        return found.layer is Layer.HOST
+
     def holder(self, inode: Inode) -> Descriptor:
         """The directory descriptor in which the name of *inode* stands."""
         parent = inode.parent
@@ -239,9 +267,11 @@ class Tree:
         if found.stat is None:
             return self._virtual(parent, name, found.regular)
         stat = found.stat
+        folded = found.verdict is Verdict.FOLDED
+        own = found.guest if folded else name
         inode = self.inodes.adopt(
-            found.layer, parent.part(found.part), name, found.stored, stat.mode, stat.dev, stat.ino,
-            self._is_stable(found, stat),
+            found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
+            self._is_stable(found, stat), folded,
         )  # fmt: skip
         if found.also or inode.also:
             before = inode.also
@@ -251,7 +281,7 @@ class Tree:
         private = found.private or self._may_be_claimed(parent, found)
         # Of another spelling the kernel must ask each time: it would keep it after a rename or a
         # removal under the entry's own, and take a rename to another case for no change at all.
-        private = private or found.verdict is Verdict.FOLDED or depends_on_spelling(parent, found)
+        private = private or folded or self.depends_on_spelling(parent, found)
         private = private or (parent.spelling().key is not None and not self.forgets_at_once)
         return Entry(inode, stat, 0.0 if private else self.config.entry_timeout)
 
@@ -262,6 +292,8 @@ class Tree:
         """
         if found.layer is not Layer.HOST or parent.layer is not Layer.SYSROOT:
             return False
+        if parent.spelling().key is not None:
+            return True
         traits = self.place(parent).traits
         return traits is not None and traits.needs_spelling
 
@@ -270,7 +302,8 @@ class Tree:
         kind = stat_module.S_IFREG if regular else stat_module.S_IFDIR
         stat = virtual_stat(kind)
         inode = self.inodes.adopt(Layer.VIRTUAL, parent, name, name, stat.mode, 0, number, False)
-        return Entry(inode, stat, self.config.entry_timeout)
+        # A real one may appear in another spelling.
+        return Entry(inode, stat, 0.0 if name == CIOPFS else self.config.entry_timeout)
 
     def known(self, parent: Inode, found: Found) -> Inode | None:
         """The inode of *found* if the kernel knows it."""
@@ -307,19 +340,6 @@ class Tree:
             for root in roots
             if root is not None
         )
-
-
-def depends_on_spelling(parent: Inode, found: Found | Absent) -> bool:
-    """Whether the answer is another when a directory above was reached in another spelling.
-
-    The kernel keeps one name for a directory, whatever it was looked up as last, and what it
-    remembers below would move along: from where the host may answer to where it may not.
-    """
-    if parent.layer is not Layer.SYSROOT or not parent.spelling().above:
-        return False
-    if isinstance(found, Absent):
-        return found.verdict is Verdict.BELOW_MAPPING
-    return found.layer is Layer.HOST
 
 
 def virtual_stat(kind: int) -> Stat:

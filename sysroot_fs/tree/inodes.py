@@ -37,7 +37,10 @@ def stale() -> OSError:
 
 @define(slots=True, eq=False)
 class Inode:
-    """One inode that the kernel holds. `parent`, `name` and `stored` say where it was last seen."""
+    """One inode that the kernel holds. `parent`, `name` and `stored` say where it was last seen.
+
+    `name` is its own spelling; `folded` says that it was reached in another the last time.
+    """
 
     id: int
     key: Key
@@ -50,6 +53,7 @@ class Inode:
     stored: bytes
     stable: bool
     lookups: int = 0
+    folded: bool = False
     mapped: bool | None = None
     rule: Spelling | None = None
     descriptor: Descriptor | None = None
@@ -74,7 +78,7 @@ class Inode:
         return self.kind == stat_module.S_IFDIR
 
     def path(self) -> bytes:
-        """The guest path under which it was last seen."""
+        """The guest path under which it was last seen, every name in its own spelling."""
         names: list[bytes] = []
         inode: Inode | None = self
         while inode is not None and inode.parent is not None:
@@ -95,7 +99,7 @@ class Inode:
             inode = inode.parent
         mapped = bool(inode.mapped)
         for inode in reversed(way):
-            mapped = mapped or inode.stored != inode.name
+            mapped = mapped or inode.folded or inode.stored != inode.name
             inode.mapped = None if inode.spelling().above else mapped
         return mapped
 
@@ -171,8 +175,12 @@ class Inodes:
         dev: int,
         ino: int,
         stable: bool,
+        folded: bool = False,
     ) -> Inode:
-        """The inode for an entry that was just seen, one lookup more on its count."""
+        """The inode for an entry that was just seen, one lookup more on its count.
+
+        *name* is its own spelling; *folded* says that it was seen in another.
+        """
         kind = stat_module.S_IFMT(mode)
         key = self.key(layer, parent, stored, kind, dev, ino, stable)
         inode = self._by_key.get(key)
@@ -183,17 +191,20 @@ class Inodes:
         if inode is None:
             number = self._number(layer, dev, ino)
             inode = Inode(number, key, layer, kind, dev, ino, parent, name, stored, stable)
+            inode.folded = folded
             self._by_id[number] = self._by_key[key] = inode
         else:
-            self._place(inode, parent, name, stored)
+            self._place(inode, parent, name, stored, folded)
             inode.dev, inode.ino = dev, ino
         inode.lookups += 1
         return inode
 
-    def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
+    def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes, folded: bool) -> None:
         if inode.parent is not parent or inode.name != name or inode.stored != stored:
             inode.parent, inode.name, inode.stored = parent, name, stored
             inode.mapped = inode.rule = None
+        if inode.folded != folded:
+            inode.folded, inode.mapped = folded, None
         self.unpin(inode)
 
     def _number(self, layer: Layer, dev: int, ino: int) -> int:
@@ -221,11 +232,13 @@ class Inodes:
             for other in also:
                 self.forget(other.id, 1)
 
-    def move(self, inode: Inode, parent: Inode, name: bytes, stored: bytes) -> None:
-        """The entry of *inode* was renamed."""
+    def move(
+        self, inode: Inode, parent: Inode, name: bytes, stored: bytes, folded: bool = False
+    ) -> None:
+        """The entry of *inode* was renamed; *name* and *folded* as in `adopt`."""
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
-        self._place(inode, parent, name, stored)
+        self._place(inode, parent, name, stored, folded)
         inode.key = self.key(
             inode.layer, parent, stored, inode.kind, inode.dev, inode.ino, inode.stable
         )

@@ -65,8 +65,13 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
         beside = place.twin()
         readable = beside is not None and guard_of(beside.descriptor.fd).grants(caller, 4)
         if beside is not None and readable and beside.admits(caller):
-            held = set(names)
-            names += [name for name in names_in(beside.descriptor) if name not in held]
+            key = place.spelling.key
+            held = set(names) if key is None else {key(name) for name in names}
+            names += [
+                name
+                for name in names_in(beside.descriptor)
+                if (name if key is None else key(name)) not in held
+            ]
     return names
 
 

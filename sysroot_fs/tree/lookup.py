@@ -9,7 +9,7 @@ from attrs import frozen
 
 from sidecar.twin import Caller
 from sidecar.walk import Absent, Found, Layer, Verdict
-from sysroot_fs.tree.core import Entry, Tree, depends_on_spelling, error
+from sysroot_fs.tree.core import Entry, Tree, error
 from sysroot_fs.tree.inodes import Inode
 from sysroot_fs.tree.spellings import is_respelling
 
@@ -26,11 +26,11 @@ def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | M
     parent = tree.inodes[parent_id]
     found = tree.walk.step(tree.place(parent), name, caller)
     if isinstance(found, Absent):
-        private = found.private or depends_on_spelling(parent, found)
+        private = found.private or tree.depends_on_spelling(parent, found)
         return Miss(0.0 if private else _remembered(tree, parent, name))
     if found.verdict is Verdict.FOLDED:
         key = parent.spelling().key
-        if key is not None and is_respelling(caller, name, key):
+        if key is not None and is_respelling(caller, name, key, parent.path):
             return Miss(0.0)
     return tree.adopt(parent, name, found)
 

@@ -20,8 +20,8 @@ from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path
 from sidecar.look import attributes
-from sidecar.naming import HELPER_NAMES, may_be_literal
-from sidecar.twin import Caller, guard_of
+from sidecar.naming import HELPER_NAMES, Kind, may_be_literal
+from sidecar.twin import Caller, Guard, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
 from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Entry, Tree, error
@@ -87,7 +87,7 @@ def _found(place: Place, name: bytes, stored: bytes) -> Found:
 def create(
     tree: Tree, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller
 ) -> tuple[Handle, Entry]:
-    """Create a regular file and open it; without O_EXCL, open the one that came meanwhile."""
+    """Create a regular file and open it."""
     parent = tree.inodes[parent_id]
     backing = files.backing_flags(flags) | _CREATE
 
@@ -99,12 +99,8 @@ def create(
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
-        entry = tree.adopt(parent, name, require(tree, parent, name, caller))
-        try:
-            return files.open_file(tree, entry.inode.id, flags), entry
-        except BaseException:
-            tree.inodes.forget(entry.inode.id, 1)
-            raise
+        # It came meanwhile. The kernel walks again and asks whether the caller may open it.
+        raise error(errno.ESTALE) from None
     descriptor = Descriptor(fd)
     entry = tree.adopt(parent, name, found)
     entry.inode.opened += (descriptor,)
@@ -184,6 +180,11 @@ def _check_removal(found: Found, holder: Descriptor, caller: Caller) -> None:
     guard = guard_of(holder.fd)
     if not guard.grants(caller, 3):
         raise error(errno.EACCES)
+    _check_sticky(guard, found, caller)
+
+
+def _check_sticky(guard: Guard, found: Found, caller: Caller) -> None:
+    """Raise where a sticky directory keeps *caller* from taking away what is another's."""
     assert found.stat is not None
     sticky = bool(guard.mode & stat_module.S_ISVTX)
     if sticky and caller.uid not in (0, guard.uid, found.stat.uid):
@@ -360,13 +361,17 @@ def _rename(
         if flags & linux.RENAME_EXCHANGE:
             raise error(errno.ENOENT)
         _check_new(tree, place, target)
-    elif _is_respelling(source, source_dir, target, new_name) and place.spelling.key is not None:
+    elif old_parent is new_parent and _is_respelling(place, source, target, new_name):
         # The same entry: it is the spelling that changes, if anything.
         if flags & linux.RENAME_EXCHANGE:
             return
         target = Absent(Verdict.ABSENT)
     elif flags & linux.RENAME_NOREPLACE:
         raise error(errno.EEXIST)
+    if isinstance(target, Found) and target.verdict is Verdict.FOLDED:
+        # The kernel may have been told that there is nothing (`spellings.is_respelling`).
+        assert target.holder is not None
+        _check_sticky(guard_of(target.holder.fd), target, caller)
     tree.check_writable(place.layer)
     _check_policy(tree, source, old_parent, old_name, new_parent, new_name)
     if source.also:
@@ -405,30 +410,49 @@ def _rename(
         tree.vanished(new_parent, target)
     tree.appeared(new_parent, new_name)
     if moving is not None:
-        tree.inodes.move(moving, new_parent, new_name, stored)
-        _tell(tree, moving)
+        meant = target if isinstance(target, Found) else None
+        _moved(tree, moving, (old_parent, old_name), (new_parent, new_name), stored, meant)
 
 
-def _is_respelling(source: Found, source_dir: Descriptor, target: Found, name: bytes) -> bool:
-    """Whether *name* is found as the very entry that is to be renamed, spelled otherwise."""
-    return (
-        target.verdict is Verdict.FOLDED
-        and target.layer is source.layer
-        and target.holder is not None
-        and os.path.samestat(os.fstat(target.holder.fd), os.fstat(source_dir.fd))
-        and target.stored == source.stored != name
-    )
+def _is_respelling(place: Place, source: Found, target: Found, name: bytes) -> bool:
+    """Whether *name*, found as *target* in the directory of *source*, is a new spelling of that.
 
-
-def _tell(tree: Tree, moved: Inode) -> None:
-    """What the kernel remembers of the host below a directory that moved lies elsewhere now.
-
-    Never the directory itself: the kernel would take down what is mounted below it. Absences go
-    with their own timeout.
+    Where two entries have one key, *target* may be the other one. That is not replaced if it is a
+    file; a directory is, as the kernel will take it for gone.
     """
-    if moved.is_directory and moved.layer is Layer.SYSROOT:
+    key = place.spelling.key
+    if key is None or target.verdict is not Verdict.FOLDED or key(source.guest) != key(name):
+        return False
+    assert target.stat is not None
+    return target.stored == source.stored or not stat_module.S_ISDIR(target.stat.mode)
+
+
+def _moved(
+    tree: Tree,
+    inode: Inode,
+    old: tuple[Inode, bytes],
+    new: tuple[Inode, bytes],
+    stored: bytes,
+    meant: Found | None,
+) -> None:
+    """Note that *inode* went from the name *old* to *new*, which meant an entry before.
+
+    What the kernel remembers of the host below a directory that moved lies elsewhere now. Never the
+    directory itself: the kernel would take down what is mounted below it. Absences go with their
+    own timeout.
+    """
+    rule = inode.spelling()
+    folded = meant is not None and meant.verdict is Verdict.FOLDED
+    own = meant.guest if meant is not None and folded else new[1]
+    tree.inodes.move(inode, new[0], own, stored, folded)
+    if inode.is_directory and inode.layer is Layer.SYSROOT:
         tree.forget_twins()
-        tree.forgotten.extend(tree.inodes.left_the_sysroot(moved))
+        tree.forgotten.extend(tree.inodes.left_the_sysroot(inode))
+        if inode.spelling() is not rule:
+            tree.forget_spellings(*old)
+    elif new[0].spelling().key is not None and not tree.forgets_at_once:
+        # It brings along how long its old name was to be remembered.
+        tree.forgotten.append((new[0].id, new[1]))
 
 
 def _move(
@@ -460,7 +484,8 @@ def _move(
         move(name)
         return name
     known = index.find(into.fd, name)[0]
-    if known is not None and (known.stored, into.fd) != (source.stored, source_dir.fd):
+    is_source = known is not None and (known.stored, into.fd) == (source.stored, source_dir.fd)
+    if known is not None and known.kind is not Kind.FOLDED and not is_source:
         # Another mount was faster: the walk of the guest's kernel is repeated on ESTALE.
         raise error(errno.ESTALE)
     stored, _ = index.store(into.fd, name, move, exclusive=False)
@@ -517,8 +542,8 @@ def _exchange(
     ):
         tree.vanished(parent, found)
         if inode is not None:
-            tree.inodes.move(inode, parent, name, found.stored)
-            _tell(tree, inode)
+            before = (inode.parent or parent, inode.name)
+            _moved(tree, inode, before, (parent, name), found.stored, found)
 
 
 def _check_policy(

@@ -15,6 +15,7 @@ packages=(
     zfs-fuse exfat-fuse exfatprogs ntfs-3g          # volumes that fold case
     make binutils dpkg-dev patch bzip2 xz-utils linux-libc-dev  # building the guest root
     tcl                                             # building sqlite for the guest programs
+    clang                                           # compiling in other spellings than stored
 )
 
 # A python3 from 3.11 on that has venv and headers: the first one of these names.
