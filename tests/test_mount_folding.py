@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import os
 import select
+import subprocess
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +85,34 @@ def test_makefile_and_Makefile(folded: Spot) -> None:
     assert contents(folded.path) == wanted
     wanted |= write_all(folded.path, "Makefile")
     assert contents(folded.path) == wanted
+
+
+def test_the_kernels_headers_and_debians_manual_pages(folded: Spot) -> None:
+    """Every path of a Linux tree that another one collides with, and PAM.7.gz with its link.
+
+    Unpacked by GNU tar, each with its own content.
+    """
+    listed = (Path(__file__).parent / "vectors/kernel_collisions.txt").read_text().splitlines()
+    paths = [line for line in listed if line and not line.startswith("#")]
+    paths += ["usr/share/man/man7/PAM.7.gz", "usr/share/man/man7/pam.7.gz"]
+    assert len(paths) == 28
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in paths:
+            member = tarfile.TarInfo(path)
+            member.size = len(path)
+            tar.addfile(member, io.BytesIO(path.encode()))
+    unpack = ["tar", "xf", "-", "--no-same-owner", "--no-same-permissions", "-C", str(folded.path)]
+    subprocess.run(unpack, input=archive.getvalue(), check=True)
+    for path in paths:
+        assert (folded.path / path).read_text() == path
+    names = {path.rpartition("/")[2] for path in paths if "netfilter/xt_" in path}
+    seen = {name for top in ("include/uapi/linux", "net") for name in _names(folded.path / top)}
+    assert names <= seen
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory / "netfilter")
 
 
 def test_one_spelling_is_stored_as_it_is(folded: Spot, volume: Volume) -> None:
