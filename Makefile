@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check lint man stress benchmark clean
+.PHONY: help setup guests demo check lint man stress benchmark clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -13,12 +13,16 @@ setup:  ## install what is missing and make .venv (the others call it)
 demo: setup  ## mount a real musl guest on a real folding volume and look around in it
 	@$(BIN)/python -m tests.matrix.demo
 
+guests: setup  ## build the guest programs of the demo and the tests, kept in the cache
+	@$(BIN)/python -m tests.matrix.guests
+	@$(BIN)/python -m tests.matrix.programs
+
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
-check: lint  ## everything that must hold: lint, then the tests
+check: lint guests  ## everything that must hold: lint, then the tests
 	$(BIN)/pytest
 
 man: setup  ## write docs/man anew, from what the command line declares

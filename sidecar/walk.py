@@ -190,7 +190,7 @@ class Walk:
     merge: bool = False
     mountpoints: Mapping[bytes, bool] = field(factory=dict)
     indexes: Indexes = field(init=False)
-    _volumes: dict[int, Traits] = field(factory=dict, init=False)
+    _volumes: dict[tuple[int, int], Traits] = field(factory=dict, init=False)
     _open: WeakKeyDictionary[Descriptor, DirectoryIndex] = field(
         factory=WeakKeyDictionary, init=False
     )
@@ -212,10 +212,12 @@ class Walk:
 
     def traits(self, dirfd: int) -> Traits:
         """The traits of the volume on which *dirfd* lies, probed once per volume."""
-        device = os.fstat(dirfd).st_dev
-        known = self._volumes.get(device)
+        seen = linux.statx(dirfd, b"", linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC)
+        # The number of a device that was unmounted may be another volume's now.
+        key = (seen.dev, seen.mount_id)
+        known = self._volumes.get(key)
         if known is None:
-            known = self._volumes[device] = volume.probe(dirfd)
+            known = self._volumes[key] = volume.probe(dirfd)
         return known
 
     def traits_below(self, dirfd: int) -> Traits:

@@ -63,8 +63,9 @@ def serve(
 async def _main(ended_by: list[signal.Signals]) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, ended_by)
-        # Only fsync ever waits, in a thread: a few tasks are enough to go on beside it.
-        await pyfuse3.main(min_tasks=1, max_tasks=4)
+        # Only fsync ever waits, in a thread. More tasks than trio has threads for them: on a volume
+        # that hangs the other requests are still answered.
+        await pyfuse3.main(min_tasks=1, max_tasks=64)
         nursery.cancel_scope.cancel()
 
 
