@@ -9,35 +9,12 @@ import attrs
 import pytest
 
 from sidecar import volume
-from sidecar.volume import ProbeError, Traits
+from sidecar.volume import TRANSPARENT, ProbeError, Traits
 from sysroot_fs.cli import doctor, machine, main
 from sysroot_fs.cli.doctor import COSTS, FINE, STOPS, Finding
 from sysroot_fs.cli.errors import FuseUnavailable
 
-PLAIN = Traits(
-    folds=False,
-    preserves_case=True,
-    normalises="no",
-    ill_formed=True,
-    non_ascii=True,
-    refused=b"",
-    trailing_dot_space=True,
-    device_names=True,
-    name_max=255,
-    name_unit="bytes",
-    symlinks=True,
-    hard_links=True,
-    modes=True,
-    owners=True,
-    special_files=True,
-    xattrs=True,
-    rename_noreplace=True,
-    rename_exchange=True,
-    time_step_ns=1,
-    stable_inodes=True,
-    writable=True,
-    measured=True,
-)
+PLAIN = TRANSPARENT
 """A volume that lacks nothing."""
 
 
