@@ -41,10 +41,12 @@ TEST_SECONDS: Final = 90.0
 """Seconds after which a test's servers are killed."""
 
 _ALARMING: Final = re.compile(r" (ERROR|CRITICAL) |Traceback|^\w*Error: ", re.MULTILINE)
-# A shell that starts the run in the background has it ignore ^C, which the servers under test would
-# inherit; a handler is not inherited.
+# A shell that starts the tests in the background has them ignore ^C and ^\\, which everything that
+# they start would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _live: dict[int, Mount] = {}
 

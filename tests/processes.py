@@ -103,6 +103,8 @@ class Run:
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of them; one that is gone already is no failure."""
+        # A process whose memory is just being replaced shows no environment.
+        wait_until(lambda: role in self._roles or role in self.find(), 20.0)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._roles[role], number)
 
