@@ -458,13 +458,15 @@ class Walk:
                 if last.error is None:
                     real = last.path
                     continue
-                if last.error == errno.ENOTDIR and last.path == here:
-                    missing = True  # a file: the last component, or the kernel will say
-                elif last.error != errno.ENOENT:
-                    raise OSError(last.error, os.strerror(last.error), path)
-                else:
-                    # A link that leads nowhere stays what it is.
+                if last.error == errno.ENOTDIR:
+                    # A file, or a link to one: the last component, or the kernel will say.
                     missing = True
+                    real = last.path
+                    continue
+                if last.error != errno.ENOENT:
+                    raise OSError(last.error, os.strerror(last.error), path)
+                # A link that leads nowhere stays what it is.
+                missing = True
             real = here
         return real or b"/"
 

@@ -24,6 +24,16 @@ def reason(error: OSError) -> str:
     return text[:1].lower() + text[1:]
 
 
+_SHORTAGE = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def shortage(error: BaseException) -> str | None:
+    """A sentence where *error* says that a limit is reached, None for any other."""
+    if isinstance(error, OSError) and error.errno in _SHORTAGE:
+        return f"{reason(error)}: a limit of the caller or of the machine is reached (ulimit -a)"
+    return None
+
+
 def errno_name(number: int) -> str:
     """`ENOENT` for 2; the number itself where it has no name."""
     return errno.errorcode.get(number, str(number))

@@ -293,6 +293,22 @@ def test_in_a_removed_directory_a_relative_sysroot_is_absent(guest: Guest) -> No
     done.refused(125, "some/guest does not exist")
 
 
+@pytest.mark.parametrize("source", [".", "some/where"])
+def test_in_a_removed_directory_a_relative_source_is_absent(guest: Guest, source: str) -> None:
+    """It is not bound from wherever the root is made."""
+    gone = guest.host.parent / "gone"
+    gone.mkdir()
+    remove = ["sh", "-c", f'rmdir {gone}; exec "$@"', "sh"]
+    done = guest.run("true", options=[f"--bind={source}:/mnt"], cwd=gone, before=remove)
+    done.refused(125, f"{source} cannot be bound: no such file or directory")
+
+
+def test_without_proc_it_says_so(guest: Guest) -> None:
+    """A machine, or a chroot, where /proc is not mounted is one sentence."""
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs x /proc; exec "$@"', "sh"]
+    guest.run("true", before=hidden).refused(125, "run needs /proc, and none is mounted here")
+
+
 def test_chdir_says_where_to_start(guest_root: Guest) -> None:
     """--chdir is the working directory, and PWD even where there was none."""
     said = guest_root.run("sh", "-c", "/bin/pwd; printenv PWD", options=["--chdir", "/usr"], env={})
@@ -663,6 +679,33 @@ def test_a_file_is_bound(guest: Guest, source: Path, target: str) -> None:
     assert (source / "file").read_text() == "bound\nmore\n"
 
 
+@pytest.mark.parametrize("link", ["/etc/passwd", "passwd", "../etc/chain"])
+def test_a_file_is_bound_where_a_link_leads(guest: Guest, source: Path, link: str) -> None:
+    """As mount(8) does it: over what the link leads to, as /etc/resolv.conf often is one."""
+    (guest.sysroot / "etc/chain").symlink_to("passwd")
+    (guest.sysroot / "etc/link").symlink_to(link)
+    option = f"--bind={source}/file:/etc/link"
+    assert guest.sh("cat /etc/link /etc/passwd", option).printed() == "bound\nbound\n"
+    wrong = guest.sh("true", f"--bind={source}/file:/etc/link/below")
+    wrong.refused(125, "the way there leads through a file")
+
+
+def test_what_is_bound_below_a_tmpfs_needs_no_place(guest: Guest, source: Path) -> None:
+    """In a --tmpfs and in a fresh /dev the place is made, open to all, whatever the umask."""
+    options = [
+        "--tmpfs=/tmp", f"--bind={source}:/tmp/deep/er", f"--bind={source}/file:/tmp/file",
+        "--tmpfs=/tmp/more/mem", "--dev=fresh", f"--bind={source}/file:/dev/bus/file",
+    ]  # fmt: skip
+    script = "cat /tmp/deep/er/file /tmp/file /dev/bus/file; stat -c %a /tmp/deep /tmp/more/mem"
+    said = guest.sh(script, *options, umask=0o077).printed()
+    assert said.split() == ["bound"] * 3 + ["755", "1777"]
+    assert os.listdir(source) == ["file"] and not os.path.lexists("/dev/bus/file")
+    # What is the host's is not changed for it, also above a tmpfs.
+    below = ["--tmpfs=/mnt", f"--bind={source}:/mnt/a", f"--bind={source}:/mnt/a/b"]
+    guest.sh("true", *below).refused(125, "/mnt/a/b: no such file")
+    assert os.listdir(source) == ["file"]
+
+
 def test_what_is_bound_over_nothing_leaves_no_trace(guest: Guest, source: Path) -> None:
     """A mountpoint that the guest lacks is there for the run only, with the way to it."""
     option = f"--bind={source}:/deep/down/here"
@@ -816,6 +859,20 @@ def test_user_and_groups_are_the_guests(guest: Guest, user: str, ids: str) -> No
     group.write_text(group.read_text() + "seven:x:7:guest\neight:x:8:root,guest\nbad:x:y:guest\n")
     said = guest.sh("id -u; id -g; id -G", f"--user={user}").printed()
     assert said.split() == ids.split()
+
+
+def test_numbers_that_are_no_groups_are_passed_over(guest: Guest) -> None:
+    """What the kernel cannot take for a group is nobody's; too many are one sentence."""
+    numbers = ["9", "4294967295", "99999999999999999999", "0" * 5000 + "8", "-3", "7"]
+    lines = [f"g{i}:x:{number}:guest\n" for i, number in enumerate(numbers)]
+    group, passwd = guest.sysroot / "etc/group", guest.sysroot / "etc/passwd"
+    group.write_text("".join(lines))
+    assert set(guest.sh("id -G", "--user=1000").printed().split()) == {"1000", "9", "7"}
+    group.write_text("".join(f"g{i}:x:{i}:guest\n" for i in range(2, 65540)))
+    guest.run("true", options=["--user=1000"]).refused(125, "cannot run as 1000:1000: too many")
+    group.write_text("")
+    passwd.write_text("guest:x:1000:99999999999999999999:guest:/:/bin/sh\n")
+    assert guest.sh("id -G", "--user=1000").printed() == "1000\n"
 
 
 def test_a_guest_that_is_closed_to_the_user_is_one_sentence(guest: Guest) -> None:

@@ -105,6 +105,14 @@ def test_prompt_and_answer(full: Guest) -> None:
         assert user.screen() == ["name? Ann", "hello, Ann"]
 
 
+def test_an_end_that_was_typed_ahead_is_one(full: Guest) -> None:
+    """^D before the terminal is raw, as script(1) types it whose input is empty, ends the input."""
+    with Terminal(["sh", "-c", f"read x; exec {_quoted([*RUN, *full.words('cat')])}"]) as user:
+        user.send(b"\n\x04")
+        assert user.wait() == 0
+        assert b"\0" not in user.output and b"^@" not in user.output
+
+
 def test_a_new_size_is_told(full: Guest) -> None:
     """From 80x80 to 40x40, by SIGWINCH."""
     with at_terminal(full, "ptytest", "winch", rows=80, columns=80) as user:

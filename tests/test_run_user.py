@@ -414,6 +414,21 @@ def test_in_a_user_namespace_of_the_callers_own(guest: Path, host: Path, place: 
 # --- machines that forbid it --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+def test_no_processes_left(guest: Path, host: Path, processes: int) -> None:
+    """Where ulimit -u allows no more of them a sentence says that it is a limit."""
+    limit = ["bash", "-c", f'ulimit -u {processes}; exec "$@"', "bash"]
+    words = [*RUN, "--host", str(host), str(guest), "--", "true"]
+    done = subprocess.run(
+        # One that no other test is, for they are counted by user.
+        users.command(*limit, *words, uid=1779, gid=1779),
+        cwd=users.CHECKOUT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 125, done
+    assert done.stderr.startswith("sysroot-fs: resource temporarily unavailable: a limit of")
+    assert done.stderr.count("\n") == 1 and "bug" not in done.stderr
+
+
 def test_no_user_namespaces_left(run: Callable[..., Finished]) -> None:
     """Where user.max_user_namespaces is 0 the sentence names it."""
     done = run("true", most_namespaces=0)

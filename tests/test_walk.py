@@ -550,7 +550,9 @@ def test_a_real_path_has_no_links(linking: Ground) -> None:
     (linking.sysroot / "var/run").symlink_to("/run")
     (linking.sysroot / "loose").symlink_to("/gone/away")
     put(linking.sysroot / "file")
+    (linking.sysroot / "var/name").symlink_to("../file")
     walk = linking.walk()
+    assert walk.real_path(b"/var/name") == b"/file"
     assert walk.real_path(b"/var/run/a/b") == b"/run/a/b"
     assert walk.real_path(b"/var/run") == b"/run"
     assert walk.real_path(b"/file") == b"/file"

@@ -16,7 +16,7 @@ from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
 from sysroot_fs.cli.daemon import sentence
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
 from sysroot_fs.guest.plan import OWN_FAILURE
-from sysroot_fs.text import shown
+from sysroot_fs.text import shortage, shown
 
 DESCRIPTION = """\
 Use a directory that holds a Linux guest root (a "sysroot") as if it were laid over this machine's
@@ -129,5 +129,6 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, BaseExceptionGroup) as error:
         if os.environ.get("SYSROOT_FS_TRACEBACK"):
             raise
-        _say(f"{sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)")
+        bug = f"{sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)"
+        _say(shortage(error) or bug)
         return OWN_FAILURE if is_run else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ def _bind(text: str) -> Bind:
         raise UsageError(f"--bind takes SRC:DST or SRC:DST:ro, not {text!r} (\\: is a colon)")
     source = absolute(os.fsencode(parts[0]))
     try:
+        if not source.startswith(b"/"):
+            # In a directory that was removed; the root is made in another.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.stat(source)
     except OSError as error:
         raise SysrootError(f"{shown(source)} cannot be bound: {reason(error)}") from error

@@ -30,10 +30,15 @@ def _fields(path: bytes) -> list[list[bytes]]:
         return []
 
 
+def _is_id(field: bytes) -> bool:
+    """Whether the kernel knows such a user or group; -1 means none."""
+    return field.isdigit() and len(field) <= 10 and int(field) < (1 << 32) - 1
+
+
 def _account(uid: int) -> tuple[bytes, int, bytes] | None:
     """Name, group and home of the guest's user *uid*."""
     for fields in _fields(b"/etc/passwd"):
-        if len(fields) >= 6 and fields[2] == b"%d" % uid and fields[3].isdigit():
+        if len(fields) >= 6 and fields[2] == b"%d" % uid and _is_id(fields[3]):
             return fields[0], int(fields[3]), fields[5]
     return None
 
@@ -43,7 +48,7 @@ def _groups(name: bytes) -> list[int]:
     return [
         int(fields[2])
         for fields in _fields(b"/etc/group")
-        if len(fields) >= 4 and fields[2].isdigit() and name in fields[3].split(b",")
+        if len(fields) >= 4 and _is_id(fields[2]) and name in fields[3].split(b",")
     ]
 
 
@@ -56,6 +61,9 @@ def _become(uid: int, gid: int | None) -> None:
         os.setgroups([gid, *groups])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+    except ValueError as error:
+        # More than NGROUPS_MAX.
+        raise GuestError(f"the command cannot run as {uid}:{gid}: {error}") from error
     except OSError as error:
         raise GuestError(f"the command cannot run as {uid}:{gid}: {reason(error)}") from error
 

@@ -29,7 +29,7 @@ from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Kernel, Plan
 from sysroot_fs.guest.program import Refusal
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import open_pty
-from sysroot_fs.text import reason
+from sysroot_fs.text import reason, shortage
 
 _WATCHED: Final = (
     signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP,
@@ -64,7 +64,8 @@ class Monitor:
         except GuestError as error:
             self._tell(Message(Kind.FAILED, text=str(error).encode("utf-8", "surrogateescape")))
         except BaseException as error:
-            text = f"the guest cannot be entered (this is a bug): {type(error).__name__}: {error}"
+            bug = f"the guest cannot be entered (this is a bug): {type(error).__name__}: {error}"
+            text = shortage(error) or bug
             self._tell(Message(Kind.FAILED, text=text.encode("utf-8", "replace")))
         finally:
             os._exit(1)

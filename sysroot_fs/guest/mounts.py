@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from sidecar.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
@@ -77,7 +77,33 @@ def _put(top: int, mount: int, target: bytes) -> None:
         os.close(mount)
 
 
-def _bind(top: int, bind: Bind) -> None:
+def _make_way(top: int, target: bytes, is_directory: bool, own: Container[int]) -> None:
+    """Make *target* and the way to it as far as they are missing in a tmpfs of this run, *own*.
+
+    Elsewhere nothing is made: the tree shows what is mounted on it, and a bind is the host's.
+    """
+    names = target.split(b"/")
+    for length in range(2, len(names) + 1):
+        try:
+            os.close(_inside(top, b"/".join(names[:length])))
+            continue
+        except FileNotFoundError:
+            parent = _inside(top, b"/".join(names[: length - 1]) or b"/")
+        try:
+            if os.fstat(parent).st_dev not in own:
+                return
+            name = names[length - 1]
+            if length < len(names) or is_directory:
+                os.mkdir(name, dir_fd=parent)
+                os.chmod(name, 0o755, dir_fd=parent)
+            else:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                os.close(os.open(name, flags, 0o644, dir_fd=parent))
+        finally:
+            os.close(parent)
+
+
+def _bind(top: int, bind: Bind, own: Container[int] = ()) -> None:
     source, target = shown(bind.source), shown(bind.target)
     try:
         copy = kernel.clone_mounts(bind.source)
@@ -86,6 +112,7 @@ def _bind(top: int, bind: Bind) -> None:
     except OSError as error:
         raise _failed(f"{source} cannot be bound", error) from error
     try:
+        _make_way(top, bind.target, stat.S_ISDIR(os.fstat(copy).st_mode), own)
         _put(top, copy, bind.target)
     except NotADirectoryError as error:
         raise GuestError(
@@ -96,19 +123,23 @@ def _bind(top: int, bind: Bind) -> None:
         raise _failed(f"{source} cannot be bound at {target}", error) from error
 
 
-def _tmpfs(top: int, target: bytes, mode: bytes = b"1777") -> None:
+def _tmpfs(top: int, target: bytes, own: set[int], mode: bytes = b"1777") -> None:
+    """A new tmpfs at *target*; its device number is added to *own*."""
     try:
-        _put(top, kernel.new_mount(b"tmpfs", {b"mode": mode, b"source": b"tmpfs"}), target)
+        _make_way(top, target, True, own)
+        mount = kernel.new_mount(b"tmpfs", {b"mode": mode, b"source": b"tmpfs"})
+        own.add(os.fstat(mount).st_dev)
+        _put(top, mount, target)
     except OSError as error:
         raise _failed(f"no tmpfs can be mounted at {shown(target)}", error) from error
 
 
-def _fresh_dev(top: int, privileged: bool) -> None:
+def _fresh_dev(top: int, privileged: bool, own: set[int]) -> None:
     """A /dev with what every program expects, terminals of its own, and nothing of the machine's.
 
     The devices are the host's own, bound: without root none can be made.
     """
-    _tmpfs(top, b"/dev", b"755")
+    _tmpfs(top, b"/dev", own, b"755")
     dev = _inside(top, b"/dev")
     try:
         for name in _DEVICES:
@@ -129,7 +160,7 @@ def _fresh_dev(top: int, privileged: bool) -> None:
         _put(top, kernel.new_mount(b"devpts", terminals), b"/dev/pts")
     except OSError as error:
         raise _failed("a fresh /dev/pts cannot be mounted", error) from error
-    _tmpfs(top, b"/dev/shm")
+    _tmpfs(top, b"/dev/shm", own)
 
 
 def _fresh(top: int, kind: bytes, target: bytes, otherwise: str) -> None:
@@ -145,11 +176,12 @@ def _fresh(top: int, kind: bytes, target: bytes, otherwise: str) -> None:
 
 def lay_over(top: int, root: Root) -> None:
     """Mount on the tree *top* what belongs on it; raises GuestError."""
+    own: set[int] = set()
     for target, kind in ((b"/proc", root.proc), (b"/dev", root.dev), (b"/sys", root.sys)):
         if kind is Kernel.HOST:
             _bind(top, Bind(target, target))
     if root.dev is Kernel.FRESH:
-        _fresh_dev(top, not root.user_namespace)
+        _fresh_dev(top, not root.user_namespace, own)
     if root.proc is Kernel.FRESH:
         _fresh(top, b"proc", b"/proc", "add --pid, or use --proc host or none")
     if root.sys is Kernel.FRESH:
@@ -157,9 +189,9 @@ def lay_over(top: int, root: Root) -> None:
     for mount in root.mounts:
         match mount:
             case Bind():
-                _bind(top, mount)
+                _bind(top, mount, own)
             case Tmpfs(target):
-                _tmpfs(top, target)
+                _tmpfs(top, target, own)
 
 
 def enter(top: int) -> None:

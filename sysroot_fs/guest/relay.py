@@ -234,6 +234,7 @@ class Relay:
         wanted = self._output_interests()
         readable = self._outer.check() or not self._outer.has_keys
         if self._deadline is None:
+            self._input += self._outer.take_end()
             self._pass_eof()
             if self._master is not None and (self._input or self._full):
                 wanted[self._master] = wanted.get(self._master, 0) | select.POLLOUT

@@ -9,6 +9,7 @@ while it belongs to another job.
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import struct
 import termios
@@ -84,6 +85,23 @@ def _raw(saved: Attributes, output_too: bool) -> Attributes:
     return modes
 
 
+def _end_is_next(terminal: int) -> bool:
+    """Take ^D from a canonical terminal where nothing was typed before it; say if there was one.
+
+    In raw mode it would be read as a NUL. script(1) types it at once if its own input is empty.
+    """
+    poll = select.poll()
+    poll.register(terminal, select.POLLIN)
+    try:
+        if [events for _, events in poll.poll(0)] != [select.POLLIN]:
+            return False
+        # Of an end the kernel says that it can be read, and that it has no bytes.
+        (size,) = struct.unpack("i", fcntl.ioctl(terminal, termios.FIONREAD, bytes(4)))
+        return size == 0 and not os.read(terminal, 1)
+    except OSError:
+        return False
+
+
 def restore_terminal(fd: int, saved: Attributes) -> bool:
     """Undo what `Outer.raw` did to the terminal `fd`; say whether that was done.
 
@@ -133,6 +151,7 @@ class Outer:
         self._wanted = False
         self._is_raw = False
         self._stale = True
+        self._ended = False
         if self.terminal is not None and self.foreground():
             self._save(self.terminal)
 
@@ -188,6 +207,13 @@ class Outer:
             self._is_raw = False
             self._stale = True
 
+    def take_end(self) -> bytes:
+        """The ^D that was typed before the terminal was made raw, if it was; said once."""
+        if not self._ended or self.saved is None:
+            return b""
+        self._ended = False
+        return bytes(self.saved[CC][termios.VEOF])
+
     def size(self) -> Size:
         """The terminal's size now; `DEFAULT_SIZE` where there is none."""
         if self.terminal is not None:
@@ -209,6 +235,8 @@ class Outer:
         if self.saved is None:
             return
         self._is_raw = True
+        if self.saved[LFLAG] & termios.ICANON:
+            self._ended = _end_is_next(self.terminal)
         with contextlib.suppress(termios.error):
             # SIGTTOU is not blocked: moved to the background since the check, this job stops
             # here like any other, and does it when it is back.
