@@ -443,31 +443,34 @@ class Walk:
                 return steps
         return steps
 
-    def real_path(self, path: bytes) -> bytes:
-        """The guest path without links to which *path* leads, as far as that is there.
+    def real_path(self, path: bytes, links: int = MAX_LINKS) -> bytes:
+        """The guest path without links to which *path* leads.
 
-        What is missing is appended as it is. Raises OSError as `resolve` tells it.
+        What is missing is appended as it is, also where a link leads to nothing. Raises OSError as
+        `resolve` tells it.
         """
         real = b""
-        missing = False
-        for part in filter(None, path.split(b"/")):
+        parts = [part for part in path.split(b"/") if part]
+        for number, part in enumerate(parts, 1):
             here = real + b"/" + part
-            if not missing:
-                # The slash has the last link followed too.
-                last = self.resolve(here + b"/")[-1]
-                if last.error is None:
-                    real = last.path
-                    continue
-                if last.error == errno.ENOTDIR:
-                    # A file, or a link to one: the last component, or the kernel will say.
-                    missing = True
-                    real = last.path
-                    continue
-                if last.error != errno.ENOENT:
-                    raise OSError(last.error, os.strerror(last.error), path)
-                # A link that leads nowhere stays what it is.
-                missing = True
-            real = here
+            # The slash has the last link followed too.
+            steps = self.resolve(here + b"/")
+            last = steps[-1]
+            if last.error not in (None, errno.ENOENT, errno.ENOTDIR):
+                raise OSError(last.error, os.strerror(last.error), path)
+            if last.error == errno.ENOENT:
+                # A link that leads to nothing stands for what is missing there.
+                link = next((one.link for one in steps if one.path == here), None)
+                rest = b"/".join([link or here, *parts[number:]])
+                if link is None:
+                    return rest
+                if not links:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                return self.real_path(os.path.normpath(os.path.join(real or b"/", rest)), links - 1)
+            real = last.path
+            if last.error == errno.ENOTDIR:
+                # A file, or a link to one: the last component, or the kernel will say.
+                return b"/".join([real, *parts[number:]])
         return real or b"/"
 
     def _present(

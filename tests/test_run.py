@@ -680,6 +680,18 @@ def test_a_file_is_bound(guest: Guest, source: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("link", ["/etc/passwd", "passwd", "../etc/chain"])
+def test_a_file_is_bound_where_a_link_leads_to_nothing(guest: Guest) -> None:
+    """As /etc/resolv.conf of many roots does, whose /run is filled at boot."""
+    (guest.sysroot / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    file = guest.host / "given"
+    file.write_text("nameserver")
+    options = ["--bind", f"{file}:/etc/resolv.conf"]
+    assert guest.sh("cat /etc/resolv.conf; readlink /etc/resolv.conf", *options).printed() == (
+        "nameserver../run/systemd/resolve/stub-resolv.conf\n"
+    )
+    assert not (guest.sysroot / "run").exists()
+
+
 def test_a_file_is_bound_where_a_link_leads(guest: Guest, source: Path, link: str) -> None:
     """As mount(8) does it: over what the link leads to, as /etc/resolv.conf often is one."""
     (guest.sysroot / "etc/chain").symlink_to("passwd")
