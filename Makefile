@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup guests demo check lint man stress benchmark clean
+.PHONY: help setup guests demo check lint man matrix stress benchmark clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -27,6 +27,9 @@ check: lint guests  ## everything that must hold: lint, then the tests
 
 man: setup  ## write docs/man anew, from what the command line declares
 	$(BIN)/python -m sysroot_fs.cli.manual docs/man
+
+matrix: guests  ## every volume by every suite; ONLY=volume=zfs,suite=coreutils for some; REPORT=DIR
+	@$(BIN)/python -m tests.matrix.table "$(ONLY)" $(if $(REPORT),--report "$(REPORT)")
 
 stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in them
 	SYSROOT_FS_STRESS_ROUNDS=100 $(BIN)/pytest tests/test_run_terminal.py -k eight
