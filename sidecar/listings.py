@@ -31,7 +31,7 @@ from sidecar.naming import INDEX_FILE
 __all__ = ["CONTENT_MAX", "Directory", "NotATar", "read_directory", "read_tar"]
 
 CONTENT_MAX: Final = 64 << 20
-"""An index file with more bytes than that is not looked into."""
+"""An index file with more bytes than that is not looked into; all of an archive's together."""
 
 OPEN_LEVELS: Final = 32
 """Directories above the present one that are kept open; beyond that the way is walked again."""
@@ -250,10 +250,14 @@ def read_tar(file: IO[bytes], tick: Tick | None = None) -> Iterator[Directory]:
     counts = _Counts(tick)
     try:
         tar = tarfile.open(  # noqa: SIM115
-            fileobj=file, mode="r|*", encoding="utf-8", errors="surrogateescape", tarinfo=_Member
-        )
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            fileobj=_Finite(file),  # type: ignore[call-overload, unused-ignore]
+            mode="r|*", encoding="utf-8", errors="surrogateescape", tarinfo=_Member,
+        )  # fmt: skip
+    except (
+        tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError,
+    ) as error:  # fmt: skip
         raise NotATar(str(error)) from error
+    room = CONTENT_MAX
     with tar:
         while True:
             try:
@@ -262,8 +266,12 @@ def read_tar(file: IO[bytes], tick: Tick | None = None) -> Iterator[Directory]:
                     if not _Member.ended(tar):
                         raise tarfile.ReadError("it breaks off, or a header is spoilt")
                     break
-                _place(tar, member, top, below)
-            except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+                room -= _place(tar, member, top, below, room)
+            except (
+                tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError,
+                ValueError, OverflowError,
+            ) as error:  # fmt: skip
+                # The last two are what tarfile lets through of numbers in extended headers.
                 top.error = OSError(errno.EIO, f"the archive is damaged: {error}")
                 break
             # A reading tarfile keeps every member that it has met.
@@ -295,6 +303,27 @@ def _peek_in_tar(
     return directory.entries
 
 
+_ENDS: Final = 100
+
+
+@define(slots=True)
+class _Finite:
+    """A file that says when it is read behind its end again and again: EOFError.
+
+    tarfile skips a member by reading, and goes on for as many bytes as a header claims.
+    """
+
+    file: IO[bytes]
+    _empty: int = field(default=0, init=False)
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > _ENDS:
+            raise EOFError("a member is longer than the archive")
+        return data
+
+
 class _Member(tarfile.TarInfo):
     """Remembers how the reading of headers ended: tarfile takes a spoilt one for the end."""
 
@@ -317,14 +346,19 @@ def _place(
     member: tarfile.TarInfo,
     top: Directory,
     below: dict[int, dict[bytes, Directory]],
-) -> None:
-    """Put a member, and the directories that lead to it, into the tree."""
+    room: int,
+) -> int:
+    """Put a member, and the directories that lead to it, into the tree.
+
+    Of index files not more than *room* bytes are kept; how many is what is returned.
+    """
     path = member.name.encode("utf-8", "surrogateescape")
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         top.error = top.error or OSError(errno.EINVAL, "the archive has a path with .. in it")
-        return
+        return 0
     here = top
+    kept = 0
     for number, name in enumerate(parts, 1):
         is_directory = number < len(parts) or member.isdir()
         here.entries[name] = is_directory or here.entries.get(name, False)
@@ -333,9 +367,11 @@ def _place(
             if name not in known:
                 known[name] = Directory(here, name)
             here = known[name]
-        elif name == INDEX_FILE and member.isreg() and member.size <= CONTENT_MAX:
+        elif name == INDEX_FILE and member.isreg() and member.size <= room:
             content = tar.extractfile(member)
             here.contents[name] = b"" if content is None else content.read()
+            kept = len(here.contents[name])
+    return kept
 
 
 # --- one file -----------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ def guard_of(fd: int) -> Guard:
     return Guard(stat.st_uid, stat.st_gid, stat.st_mode, has_acl)
 
 
-def _guards(fd: int) -> tuple[Guard, ...]:
+def guards_of(fd: int) -> tuple[Guard, ...]:
+    """The rights on the directory behind *fd*, nothing where everybody may search it."""
     guard = guard_of(fd)
     # All three: a mode of 0705 keeps the group out.
     return () if guard.mode & 0o111 == 0o111 and not guard.has_acl else (guard,)
@@ -108,7 +109,7 @@ def _guards(fd: int) -> tuple[Guard, ...]:
 
 def root_twin(fd: Descriptor) -> Twin:
     """The twin of the guest's root: the host root itself."""
-    return Twin(fd, None, _guards(fd.fd))
+    return Twin(fd, None, guards_of(fd.fd))
 
 
 def child_twin(twin: Twin, name: bytes) -> Twin | None:
@@ -150,7 +151,7 @@ def child_twin(twin: Twin, name: bytes) -> Twin | None:
             fd = Descriptor(os.open(part, _OPEN_DIR, dir_fd=here.descriptor.fd))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        for guard in _guards(fd.fd):
+        for guard in guards_of(fd.fd):
             if guard not in seen:
                 seen.append(guard)
         here = Twin(fd, here, tuple(seen))

@@ -24,7 +24,7 @@ from sidecar.linux import Stat
 from sidecar.look import attributes
 from sidecar.naming import NAME_MAX, Kind, Policy, candidates, needs_index
 from sidecar.spelling import EXACT, Spelling
-from sidecar.twin import MAX_LINKS, ROOT, Caller, Twin
+from sidecar.twin import MAX_LINKS, ROOT, Caller, Guard, Twin
 from sidecar.volume import Traits
 
 VIRTUAL_TREES: Final = frozenset({b"proc", b"sys", b"dev"})
@@ -84,6 +84,8 @@ class Place:
 
     *path* and *twin* are asked for only when the walk leaves the sysroot here: both can cost as
     much as the directory is deep. *mapped* says whether a mapping was consulted on the way.
+    *others* are directories that are merged with it; *guards* are the directories on the way to
+    such a one, and itself, that not everybody may search: the guest's kernel sees but the first.
     """
 
     layer: Layer
@@ -95,6 +97,7 @@ class Place:
     is_root: bool = False
     spelling: Spelling = EXACT
     others: tuple[Place, ...] = ()
+    guards: Callable[[], tuple[Guard, ...]] = tuple
 
     @property
     def parts(self) -> tuple[Place, ...]:
@@ -256,7 +259,7 @@ class Walk:
         if found.layer is Layer.VIRTUAL or found.holder is None:
             return Place(Layer.VIRTUAL, None, False, lambda: path, lambda: None)
         descriptor = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
-        others = tuple(self.enter(place.parts[one.part], one.guest, one) for one in found.also)
+        others = tuple(self._enter_part(place, one) for one in found.also)
         if found.layer is Layer.HOST:
             return Place(Layer.HOST, descriptor, place.mapped, lambda: path, lambda: None)
         # At once, not when asked for: a chain of questions would be as deep as the tree.
@@ -268,6 +271,14 @@ class Walk:
             Layer.SYSROOT, descriptor, found.mapped, lambda: path, lambda: beside, traits,
             spelling=place.spelling.child(name), others=others,
         )  # fmt: skip
+
+    def _enter_part(self, place: Place, found: Found) -> Place:
+        """The place for a directory that is merged with another."""
+        part = place.parts[found.part]
+        entered = self.enter(part, found.guest, found)
+        guards = (*part.guards(), *twin.guards_of(entered.fd))
+        entered.guards = lambda: guards
+        return entered
 
     # --- one step ----------------------------------------------------------------------------
 
@@ -302,8 +313,8 @@ class Walk:
     def _sysroot_step(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
         index = self.index(place)
         claimed = False
-        if self.merge and place.spelling.key is not None:
-            found = self._merged(place, name)
+        if self.merge and (place.spelling.key is not None or place.others):
+            found = self._merged(place, name, caller)
             if found is not None:
                 return found
         if index is None:
@@ -334,34 +345,62 @@ class Walk:
             return Absent(Verdict.BELOW_MAPPING)
         return self._leave(place, name, caller)
 
-    def _merged(self, place: Place, name: bytes) -> Found | None:
+    def _merged(self, place: Place, name: bytes, caller: Caller) -> Found | Absent | None:
         """What *name* is in all parts of a place together, None where no part has it.
 
         The exact spelling wins, then the first part, then the first in byte order. Directories of
-        all spellings are one, and it does not depend on the spelling asked for which one leads.
+        all spellings are one, and it does not depend on the spelling asked for which one leads;
+        where the names in them are exact, only those of one spelling are. What lies in a part
+        that *caller* may not search is not there for him.
         """
-        members = [
-            Found(
-                Layer.SYSROOT, _FOUND[kind], stored, stat, part.descriptor,
-                place.mapped or kind is not Kind.LITERAL, guest=guest, part=number,
-            )
-            for number, part in enumerate(place.parts)
-            for guest, stored, kind in self._group(part, name)
-            for stat, door in filter(None, (look(part.fd, stored),))
-            if not door
-        ]  # fmt: skip
+        members: list[Found] = []
+        visible: set[int] = set()
+        for number, part in enumerate(place.parts):
+            shown = [
+                Found(
+                    Layer.SYSROOT, _FOUND[kind], stored, stat, part.descriptor,
+                    place.mapped or number > 0 or kind is not Kind.LITERAL,
+                    guest=guest, part=number,
+                )
+                for guest, stored, kind in self._group(part, name)
+                for stat, door in filter(None, (look(part.fd, stored),))
+                if not door
+            ]  # fmt: skip
+            guards = part.guards() if shown else ()
+            if all(guard.admits(caller) for guard in guards):
+                visible.add(number)
+            members += [evolve(one, private=bool(guards)) for one in shown]
         if not members:
             return None
-        chosen = next((one for one in members if one.guest == name), members[0])
-        directories = [one for one in members if _is_directory(one)]
+        private = any(one.private for one in members)
+        candidates = [one for one in members if one.part in visible]
+        if not candidates:
+            return Absent(Verdict.CLAIMED, private)
+        chosen = next((one for one in candidates if one.guest == name), candidates[0])
         if len(members) == 1 or not _is_directory(chosen):
-            return chosen
-        first, *also = directories
-        return evolve(first, also=tuple(also))
+            return evolve(chosen, private=private)
+        folds = place.spelling.child(name).key is not None
+        directories = [
+            one for one in members if _is_directory(one) and (folds or one.guest == chosen.guest)
+        ]
+        # Those behind the first one only: it is another for another caller.
+        first = next(one for one in directories if one.part in visible)
+        also = directories[directories.index(first) + 1 :]
+        return evolve(
+            first,
+            private=private,
+            also=tuple(evolve(one, verdict=Verdict.FOLDED, mapped=True) for one in also),
+        )
 
     def _group(self, part: Place, name: bytes) -> list[tuple[bytes, bytes, Kind]]:
+        """(guest name, stored name, what it is to *name*) of its spellings in *part*."""
         index = self.index(part)
-        return [] if index is None else index.group(part.fd, name)
+        if index is None:
+            return [(name, name, Kind.LITERAL)]
+        if index.key is not None:
+            return index.group(part.fd, name)
+        entry, _ = index.find(part.fd, name)
+        return [] if entry is None else [(name, entry.stored, entry.kind)]
 
     def _leave(self, place: Place, name: bytes, caller: Caller) -> Found | Absent:
         if place.is_root and name in VIRTUAL_TREES:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import casefold, escape, linux, volume
+from sidecar import casefold, escape, linux, listings, volume
 from sidecar.check import Subject, inspect
 from sidecar.damage import read_rows
 from sidecar.findings import Finding, Mend, Name, Severity, What
@@ -686,6 +686,44 @@ def test_a_spoilt_header() -> None:
     whole = bytearray(archive("A", "b", "a").getvalue())
     whole[512:600] = b"x" * 88
     assert [f.what for f in found_in_tar(io.BytesIO(whole), FOLD)] == [What.UNREADABLE]
+
+
+@pytest.mark.parametrize("size", ["many", "1" * 5000])
+def test_a_spoilt_extended_header(size: str) -> None:
+    """A number that is none ends the archive with an error, and not the command."""
+    data = archive("A")
+    with tarfile.open(fileobj=data, mode="a", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("b")
+        info.pax_headers = {"GNU.sparse.size": size}
+        tar.addfile(info)
+    data.seek(0)
+    (finding,) = found_in_tar(data, FOLD)
+    assert finding.what is What.UNREADABLE
+    # As the first thing in it, it is no archive.
+    with pytest.raises(NotATar):
+        list(read_tar(io.BytesIO(data.getvalue()[512:])))
+
+
+def test_a_member_without_end() -> None:
+    """A header that claims more than there ever was ends the archive, and soon."""
+    whole = bytearray(archive("A", "b").getvalue())
+    whole[124:136] = b"\x80" + b"\x7f" * 11
+    whole[148:156] = b" " * 8
+    whole[148:156] = b"%06o\0 " % sum(whole[:512])
+    findings = found_in_tar(io.BytesIO(whole), FOLD)
+    assert [one.what for one in findings] == [What.UNREADABLE]
+
+
+def test_many_big_indexes_in_a_tar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of them is bounded for all together: they compress a thousandfold."""
+    monkeypatch.setattr(listings, "CONTENT_MAX", 1000)
+    paths = [f"{name}/{INDEX_FILE.decode()}" for name in "abc"]
+    findings = found_in_tar(archive(members={path: b"x" * 600 for path in paths}), FOLD)
+    assert [(one.what, one.number) for one in findings] == [
+        (What.DAMAGED_INDEX, 1),
+        (What.DAMAGED_INDEX, None),
+        (What.DAMAGED_INDEX, None),
+    ]
 
 
 @pytest.mark.parametrize("keep", [700, 1024, 1800])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mount, Mounter, code_of
+from sysroot_fs.tree import Tree, TreeConfig
+from tests.conftest import Mount, Mounter, code_of, in_child
+from tests.matrix.volumes import open_volume
 
 
 def put(path: Path, content: str) -> None:
@@ -146,3 +148,142 @@ def test_without_merge_each_is_reached_by_its_own_spelling(mounted: Mounter) -> 
     assert os.listdir(mount.point / "meshes") == ["y"]
     assert os.listdir(mount.point / "MESHES") == ["x"]
     assert code_of(os.stat, mount.point / "meshes/x") == errno.ENOENT
+
+
+# --- rights -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(mounted: Mounter) -> Mount:
+    """A directory that all may change, and one of another spelling that is root's alone."""
+    mount = mounted("lookup=fold", "merge")
+    for name in ("meshes/secret", "meshes/sub/inner", "Meshes/A/mine", "meshes/A/secret"):
+        put(mount.sysroot / name, name)
+    for name, mode in (("Meshes", 0o777), ("Meshes/A", 0o777), ("meshes", 0o700)):
+        (mount.sysroot / name).chmod(mode)
+    return mount
+
+
+def test_what_a_caller_may_not_search_is_not_there_for_him(guarded: Mount) -> None:
+    """The kernel judges by the first directory; the others keep their own rights."""
+    point = guarded.point
+    assert (point / "Meshes/secret").read_text() == "meshes/secret"
+
+    def look() -> object:
+        names = sorted(os.listdir(point / "Meshes")), sorted(os.listdir(point / "Meshes/A"))
+        hidden = ("secret", "sub/inner", "A/secret")
+        return names, [code_of((point / "Meshes" / name).read_bytes) for name in hidden]
+
+    assert in_child(look, uid=1000, gid=1000) == ((["A"], ["mine"]), [errno.ENOENT] * 3)
+    assert sorted(os.listdir(point / "Meshes")) == ["A", "secret", "sub"]
+    assert sorted(os.listdir(point / "Meshes/A")) == ["mine", "secret"]
+
+
+def test_a_name_is_not_taken_out_of_anothers_directory(guarded: Mount) -> None:
+    """Not removed, not moved, not replaced, where the first directory is everybody's."""
+    point, lower = guarded.point / "Meshes", guarded.sysroot / "meshes"
+    lower.chmod(0o755)
+    lower.joinpath("empty").mkdir()
+    lower.joinpath("A/gone").mkdir()
+    time.sleep(0.05)
+
+    def change() -> list[int]:
+        point.joinpath("own").write_text("own")
+        return [
+            code_of(os.unlink, point / "secret"),
+            code_of(os.rename, point / "secret", point / "moved"),
+            code_of(os.rename, point / "own", point / "secret"),
+            code_of(os.rmdir, point / "empty"),
+            code_of(os.rmdir, point / "A/gone"),
+        ]
+
+    assert in_child(change, uid=1000, gid=1000) == [errno.EACCES] * 5
+    assert (lower / "secret").read_text() == "meshes/secret"
+    assert (lower / "empty").is_dir()
+
+
+def test_a_sticky_directory_keeps_every_part(mounted: Mounter) -> None:
+    """Its user removes the first of two directories, not the other that is root's."""
+    mount = mounted("lookup=fold", "merge")
+    top = mount.sysroot / "tmp"
+    for name in ("Foo", "foo"):
+        (top / name).mkdir(parents=True)
+    top.chmod(0o1777)
+    os.chown(top / "Foo", 1000, 1000)
+
+    def remove() -> int:
+        return code_of(os.rmdir, mount.point / "tmp/Foo")
+
+    assert in_child(remove, uid=1000, gid=1000) == errno.EPERM
+    assert sorted(os.listdir(top)) == ["Foo", "foo"]
+    os.rmdir(mount.point / "tmp/foo")
+    assert not os.listdir(top)
+
+
+# --- where a name leads -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["Meshes/sub/file", "meshes/sub/file", "MESHES/sub/file"])
+def test_the_host_is_not_asked_below_the_second(mounted: Mounter, asked: str) -> None:
+    """By whichever spelling: the mount and `resolve` say the same."""
+    mount = mounted("lookup=fold", "merge")
+    put(mount.sysroot / "Meshes/x", "x")
+    put(mount.sysroot / "meshes/sub/y", "y")
+    for name in ("Meshes", "meshes", "MESHES"):
+        put(mount.host / name / "sub/file", "host")
+    assert code_of(os.stat, mount.point / asked) == errno.ENOENT
+    config = TreeConfig(
+        sysroot=os.fsencode(mount.sysroot), host=os.fsencode(mount.host), lookup="fold", merge=True
+    )
+    assert Tree(config).walk.resolve(os.fsencode(asked))[-1].error == errno.ENOENT
+
+
+def test_a_directory_that_replaces_one_of_the_second_stays_itself(merged: Mount) -> None:
+    """It lies where the replaced one lay, with the number that it had."""
+    (merged.sysroot / "meshes/empty").mkdir()
+    put(merged.sysroot / "dir/file", "file")
+    time.sleep(0.05)
+    number = os.stat(merged.point / "dir").st_ino
+    os.rename(merged.point / "dir", merged.point / "Meshes/empty")
+    assert os.stat(merged.point / "Meshes/empty").st_ino == number
+    assert (merged.sysroot / "meshes/empty/file").read_text() == "file"
+
+
+def test_exact_names_below_merged_directories(mounted: Mounter) -> None:
+    """Where the names are exact, other spellings are others, and nothing is out of reach."""
+    mount = mounted("lookup=fold", "merge", "exact=/tools:/meshes/sub")
+    names = ("Tools/a", "tools/b", "Meshes/sub/a", "meshes/sub/A", "meshes/Sub/c", "meshes/sub/d/e")
+    for name in names:
+        put(mount.sysroot / name, name)
+    assert sorted(os.listdir(mount.point)) == ["Meshes", "Tools", "tools"]
+    for name in names:
+        assert (mount.point / name).read_text() == name
+    assert sorted(os.listdir(mount.point / "Meshes")) == ["Sub", "sub"]
+    assert sorted(os.listdir(mount.point / "Meshes/sub")) == ["A", "a", "d"]
+    assert os.listdir(mount.point / "Meshes/Sub") == ["c"]
+    assert code_of(os.stat, mount.point / "tools/B") == errno.ENOENT
+
+
+@pytest.mark.parametrize("kind", ["zfs", "exfat"])
+def test_merged_on_a_volume_that_folds(mounted: Mounter, workplace: Path, kind: str) -> None:
+    """What is removed while it is open is no entry; what is replaced is the one that was meant."""
+    with open_volume(kind, workplace / "volume") as volume:
+        sysroot = volume.path / "sysroot"
+        try:
+            exact = mounted(sysroot=sysroot)
+            for name in ("Meshes/A/F", "Meshes/X", "meshes/a/f", "meshes/x"):
+                put(exact.point / name, name)
+            exact.stop()
+            mount = mounted("lookup=fold", "merge", sysroot=sysroot)
+            (mount.point / "new").write_text("new")
+            os.rename(mount.point / "new", mount.point / "meshes/x")
+            assert (mount.point / "Meshes/x").read_text() == "new"
+            assert (mount.point / "meshes/X").read_text() == "Meshes/X"
+            with open(mount.point / "meshes/a/F") as first, open(mount.point / "meshes/a/f") as two:
+                os.unlink(mount.point / "meshes/a/f")
+                os.unlink(mount.point / "meshes/a/F")
+                os.rmdir(mount.point / "meshes/a")
+                assert (first.read(), two.read()) == ("Meshes/A/F", "meshes/a/f")
+            assert sorted(os.listdir(mount.point / "meshes")) == ["X", "x"]
+        finally:
+            mounted.close()

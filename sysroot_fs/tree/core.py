@@ -24,7 +24,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
 from sidecar.presence import Presence
-from sidecar.twin import Twin
+from sidecar.twin import Guard, Twin
 from sidecar.walk import CIOPFS, VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
@@ -166,7 +166,32 @@ class Tree:
             lambda: self.twin(inode),
             self.walk.traits_of(descriptor),
             spelling=inode.spelling(),
-            others=tuple(self.place(other) for other in inode.also),
+            others=tuple(self._part(inode, other) for other in inode.also),
+        )
+
+    def _part(self, first: Inode, other: Inode) -> Place:
+        """The place of *other*, which is shown as one with *first*."""
+        descriptor = self.inodes.descriptor(other)
+
+        def guards() -> tuple[Guard, ...]:
+            # The kernel has walked to *first*, and has judged by what is on the way there.
+            known = set(first.way())
+            return tuple(
+                guard
+                for inode in other.way()
+                if inode not in known
+                for guard in twin.guards_of(self.inodes.descriptor(inode).fd)
+            )
+
+        return Place(
+            Layer.SYSROOT,
+            descriptor,
+            True,
+            other.path,
+            lambda: None,
+            self.walk.traits_of(descriptor),
+            spelling=first.spelling(),
+            guards=guards,
         )
 
     def twin(self, inode: Inode) -> Twin | None:
@@ -268,14 +293,10 @@ class Tree:
             return self._virtual(parent, name, found.regular)
         stat = found.stat
         folded = found.verdict is Verdict.FOLDED
-        own = found.guest if folded else name
-        inode = self.inodes.adopt(
-            found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
-            self._is_stable(found, stat), folded,
-        )  # fmt: skip
+        inode = self._adopt(parent, name, found)
         if found.also or inode.also:
             before = inode.also
-            inode.also = tuple(self.adopt(parent, one.guest, one).inode for one in found.also)
+            inode.also = tuple(self._adopt(parent, one.guest, one) for one in found.also)
             for other in before:
                 self.inodes.forget(other.id, 1)
         private = found.private or self._may_be_claimed(parent, found)
@@ -284,6 +305,16 @@ class Tree:
         private = private or folded or self.depends_on_spelling(parent, found)
         private = private or (parent.spelling().key is not None and not self.forgets_at_once)
         return Entry(inode, stat, 0.0 if private else self.config.entry_timeout)
+
+    def _adopt(self, parent: Inode, name: bytes, found: Found) -> Inode:
+        assert found.stat is not None
+        stat = found.stat
+        folded = found.verdict is Verdict.FOLDED
+        own = found.guest if folded else name
+        return self.inodes.adopt(
+            found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
+            self._is_stable(found, stat), folded,
+        )  # fmt: skip
 
     def _may_be_claimed(self, parent: Inode, found: Found) -> bool:
         """Whether a new sysroot name in another spelling would take this host entry away.

@@ -16,7 +16,7 @@ import errno
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from attrs import define, field
 
@@ -85,6 +85,13 @@ class Inode:
             names.append(inode.name)
             inode = inode.parent
         return b"/" + b"/".join(reversed(names))
+
+    def way(self) -> Iterator[Inode]:
+        """It, and the directories above it as it was last seen."""
+        inode: Inode | None = self
+        while inode is not None:
+            yield inode
+            inode = inode.parent
 
     def consulted(self) -> bool:
         """Whether a mapping was consulted on the way to it.

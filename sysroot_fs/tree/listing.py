@@ -15,7 +15,6 @@ from stat import S_ISDIR
 from attrs import define
 
 from sidecar.descriptor import Descriptor
-from sidecar.spelling import Key
 from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place
 from sysroot_fs.tree.attributes import getattr_
@@ -55,10 +54,10 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
     if place.layer is Layer.VIRTUAL or place.descriptor is None:
         return []
     index = tree.walk.index(place)
-    if index is None:
+    if tree.walk.merge and (place.spelling.key is not None or place.others):
+        names = _merged_names(tree, place, caller)
+    elif index is None:
         names = names_in(place.descriptor)
-    elif tree.walk.merge and place.spelling.key is not None:
-        names = _merged_names(tree, place, place.spelling.key)
     else:
         names = [name for name, _ in index.listing(place.fd)]
     if tree.config.listing == "union" and place.layer is Layer.SYSROOT and not place.mapped:
@@ -75,24 +74,34 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
     return names
 
 
-def _merged_names(tree: Tree, place: Place, key: Key) -> list[bytes]:
-    """The names of all parts together; directories with one fold key are one, the first's."""
-    groups: dict[bytes, list[bytes]] = {}
-    for part in place.parts:
-        index = tree.walk.index(part)
-        assert index is not None
-        for name, _ in sorted(index.listing(part.fd)):
-            group = groups.setdefault(key(name), [])
-            if name not in group:
-                group.append(name)
-    names = []
+def _part_names(tree: Tree, part: Place) -> list[bytes]:
+    index = tree.walk.index(part)
+    if index is None:
+        assert part.descriptor is not None
+        return names_in(part.descriptor)
+    return [name for name, _ in index.listing(part.fd)]
+
+
+def _merged_names(tree: Tree, place: Place, caller: Caller) -> list[bytes]:
+    """The names of all parts together; directories with one fold key are one, the first's.
+
+    Without those of a part that *caller* may not read: the guest's kernel judges by the first.
+    """
+    key = place.spelling.key
+    groups: dict[bytes, dict[bytes, None]] = {}
+    for number, part in enumerate(place.parts):
+        if number and not guard_of(part.fd).grants(caller, 4):
+            continue
+        for name in sorted(_part_names(tree, part)):
+            groups.setdefault(name if key is None else key(name), {})[name] = None
+    names: list[bytes] = []
     for group in groups.values():
         if len(group) == 1 and not place.others:
-            names.append(group[0])
+            names += group
             continue
         shown = set()
         for name in group:
-            found = tree.walk.step(place, name)
+            found = tree.walk.step(place, name, caller)
             if isinstance(found, Found):
                 shown.add(found.guest if found.stat and S_ISDIR(found.stat.mode) else name)
         names += shown

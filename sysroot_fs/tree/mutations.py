@@ -20,7 +20,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path
 from sidecar.look import attributes
-from sidecar.naming import HELPER_NAMES, Kind, may_be_literal
+from sidecar.naming import Kind, may_be_literal
 from sidecar.twin import Caller, Guard, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
 from sysroot_fs.tree import files, listing
@@ -167,15 +167,16 @@ def _removable(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> tuple[
     if found.holder is None:
         raise error(errno.EBUSY)
     tree.check_writable(found.layer)
-    if found.layer is Layer.HOST and parent.layer is Layer.SYSROOT:
+    if found.part or (found.layer is Layer.HOST and parent.layer is Layer.SYSROOT):
         _check_removal(found, found.holder, caller)
     return found, found.holder
 
 
 def _check_removal(found: Found, holder: Descriptor, caller: Caller) -> None:
-    """Raise unless *caller* may take a name out of the host's directory.
+    """Raise unless *caller* may take a name out of a directory that the guest's kernel cannot see.
 
-    The guest's kernel has judged by the sysroot's directory of that path, which may be his own.
+    It has judged by the sysroot's directory of the host's path, or by the first of several that are
+    merged, which may be his own.
     """
     guard = guard_of(holder.fd)
     if not guard.grants(caller, 3):
@@ -243,7 +244,13 @@ def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
     with _held(tree, parent):
         found, holder = _removable(tree, parent, name, caller)
         index = _index_of(tree, parent, found)
-        _check_empty(found)
+        for other in found.also:
+            assert other.holder is not None
+            if other.part:
+                _check_removal(other, other.holder, caller)
+            else:
+                _check_sticky(guard_of(other.holder.fd), other, caller)
+        _check_empty(tree, found)
         with _losing(tree, parent, found):
             if found.layer is Layer.SYSROOT:
                 _sweep_helpers(tree, found, holder)
@@ -255,13 +262,22 @@ def rmdir(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
     tree.vanished(parent, found)
 
 
-def _check_empty(found: Found) -> None:
+def _check_empty(tree: Tree, found: Found) -> None:
     """Raise ENOTEMPTY before the first of several merged directories is removed."""
     for one in (found, *found.also) if found.also else ():
-        assert one.holder is not None
-        inner = Descriptor(os.open(one.stored, _OPEN_DIR, dir_fd=one.holder.fd))
-        if any(name not in HELPER_NAMES for name in listing.names_in(inner)):
+        child, inner = _inner(tree, one)
+        names = listing.names_in(child) if inner is None else inner.only_helpers(child.fd) is None
+        if names:
             raise error(errno.ENOTEMPTY)
+
+
+def _inner(tree: Tree, found: Found) -> tuple[Descriptor, DirectoryIndex | None]:
+    """The directory *found*, and its index where stored names differ from guest names."""
+    assert found.holder is not None
+    child = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
+    return child, tree.walk.index(
+        Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits(child.fd))
+    )
 
 
 def _remove_part(tree: Tree, parent: Inode, found: Found) -> None:
@@ -280,10 +296,7 @@ _OPEN_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
     """Remove the index file of a directory that the guest sees as empty."""
-    child = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=holder.fd))
-    inner = tree.walk.index(
-        Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits(child.fd))
-    )
+    child, inner = _inner(tree, found)
     if inner is not None:
         helpers = inner.only_helpers(child.fd)
         if helpers is None:
@@ -368,7 +381,10 @@ def _rename(
         target = Absent(Verdict.ABSENT)
     elif flags & linux.RENAME_NOREPLACE:
         raise error(errno.EEXIST)
-    if isinstance(target, Found) and target.verdict is Verdict.FOLDED:
+    if isinstance(target, Found) and target.part:
+        assert target.holder is not None
+        _check_removal(target, target.holder, caller)
+    elif isinstance(target, Found) and target.verdict is Verdict.FOLDED:
         # The kernel may have been told that there is nothing (`spellings.is_respelling`).
         assert target.holder is not None
         _check_sticky(guard_of(target.holder.fd), target, caller)
@@ -397,6 +413,7 @@ def _rename(
     if isinstance(target, Found):
         if target.holder is not None:
             into = target.holder
+        new_index = _index_of(tree, new_parent, target)
         if (target.layer, into.fd, target.stored) == (source.layer, source_dir.fd, source.stored):
             return
     with _losing(tree, new_parent, target if isinstance(target, Found) else None):
@@ -411,7 +428,8 @@ def _rename(
     tree.appeared(new_parent, new_name)
     if moving is not None:
         meant = target if isinstance(target, Found) else None
-        _moved(tree, moving, (old_parent, old_name), (new_parent, new_name), stored, meant)
+        into_part = new_parent if meant is None else new_parent.part(meant.part)
+        _moved(tree, moving, (old_parent, old_name), (into_part, new_name), stored, meant)
 
 
 def _is_respelling(place: Place, source: Found, target: Found, name: bytes) -> bool:
@@ -543,7 +561,7 @@ def _exchange(
         tree.vanished(parent, found)
         if inode is not None:
             before = (inode.parent or parent, inode.name)
-            _moved(tree, inode, before, (parent, name), found.stored, found)
+            _moved(tree, inode, before, (parent.part(found.part), name), found.stored, found)
 
 
 def _check_policy(
