@@ -317,7 +317,7 @@ def test_merged_directories(machine: type[Merging]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=30,
+            max_examples=10,
             stateful_step_count=20,
             deadline=None,
             database=None,
