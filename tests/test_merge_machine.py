@@ -318,6 +318,7 @@ def test_merged_directories(machine: type[Merging]) -> None:
         machine,
         settings=settings(
             max_examples=10,
+            derandomize=True,
             stateful_step_count=20,
             deadline=None,
             database=None,
