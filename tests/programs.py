@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tests.conftest import in_child
+from tests.children import in_child
 
 T = TypeVar("T")
 

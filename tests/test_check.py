@@ -31,7 +31,7 @@ from sidecar.listings import OPEN_LEVELS, NotATar, read_directory, read_tar
 from sidecar.mending import repair
 from sidecar.naming import INDEX_FILE, Policy, token
 from sidecar.volume import PROBE_PREFIX, TRANSPARENT, Traits
-from tests.conftest import in_child
+from tests.children import in_child
 from tests.matrix.volumes import open_volume
 
 FOLD = Subject(kinds=(KINDS["fold"],))

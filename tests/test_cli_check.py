@@ -23,7 +23,7 @@ from sidecar.naming import INDEX_FILE, Policy, token
 from sysroot_fs.cli import main
 from sysroot_fs.cli.check import KINDS, PAUSE, Progress
 from tests.caseless import Volumes
-from tests.conftest import in_child
+from tests.children import in_child
 from tests.matrix import guests
 
 VECTORS = Path(__file__).parent / "vectors/kernel_collisions.txt"

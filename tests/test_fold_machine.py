@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from sidecar import casefold, linux
 from tests.caseless import open_kind
-from tests.conftest import Mounter
+from tests.mounts import Mounter
 
 NAMES: Final = ["a", "A", "é", "E\u0301", "ß", "ss", "SS", "d", "D"]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sysroot_fs.guest.program import Refusal, check, explain, find, is_plain_script
-from tests.conftest import in_child
+from tests.children import in_child
 from tests.matrix import guests
 from tests.programs import GLIBC, MUSL, inside, program
 

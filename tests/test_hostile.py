@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import linux
-from tests.conftest import Mount, Mounter, code_of, in_child
+from tests.children import code_of, in_child
+from tests.mounts import Mount, Mounter
 
 _PR_SET_PDEATHSIG = 1
 

@@ -18,7 +18,7 @@ import pytest
 from sysroot_fs.guest import command, kernel, mounts
 from sysroot_fs.guest.plan import Bind, Command, GuestError, Kernel, Root, Tmpfs
 from sysroot_fs.guest.program import Refusal
-from tests.conftest import code_of, in_child
+from tests.children import code_of, in_child
 
 
 def apart(work: Callable[[], Any], umask: int = 0o022) -> Any:

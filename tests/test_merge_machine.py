@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from sidecar import linux
-from tests.conftest import Mounter
+from tests.mounts import Mounter
 from tests.test_fold_machine import fail, fold, outcome
 
 NAMES: Final = ["a", "A", "b", "B", "dd", "dD", "DD"]

@@ -11,7 +11,8 @@ from typing import Final
 import pytest
 
 from sidecar import linux
-from tests.conftest import Mount, Mounter, code_of, in_child, start_child
+from tests.children import code_of, in_child, start_child
+from tests.mounts import Mount, Mounter
 
 FRESH: Final = ("entry_timeout=0", "attr_timeout=0", "negative_timeout=0")
 USER: Final = 1000

@@ -23,8 +23,9 @@ import pytest
 
 from sidecar import linux
 from tests.caseless import open_kind
-from tests.conftest import Mount, Mounter, code_of, in_child, start_child
+from tests.children import code_of, in_child, start_child
 from tests.matrix import guests
+from tests.mounts import Mount, Mounter
 
 LONG: Final = ("entry_timeout=1000", "negative_timeout=1000")
 USER: Final = 1000

@@ -23,7 +23,8 @@ from sidecar import index, linux
 from sidecar.twin import ROOT
 from sysroot_fs.tree import Entry, Tree, TreeConfig, lookup
 from sysroot_fs.tree.inodes import ROOT_ID
-from tests.conftest import Mount, Mounter, code_of, in_child, start_child
+from tests.children import code_of, in_child, start_child
+from tests.mounts import Mount, Mounter
 from tests.test_mount_fold import absent, contents, make_exclusively, put, wait_until
 
 LONG: Final = ("entry_timeout=1000", "negative_timeout=1000")

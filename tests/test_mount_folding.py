@@ -19,8 +19,10 @@ from typing import Final
 import pytest
 
 from sidecar import linux
-from tests.conftest import Mount, Mounter, Spot, code_of, in_child, start_child
+from tests.children import code_of, in_child, start_child
+from tests.conftest import Spot
 from tests.matrix.volumes import Volume
+from tests.mounts import Mount, Mounter
 
 LINKED: Final = ("zfs", "zfs-formd", "lowntfs")
 """The folding volumes with hard links and symlinks; exfat has neither."""

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from sidecar import linux
-from tests.conftest import Mount, Mounter
 from tests.matrix.volumes import open_volume
+from tests.mounts import Mount, Mounter
 
 NAMES: Final = ["a", "A", "b", "B", "caf\u00e9", "cafe\u0301", "n" * 200, "N" * 200, ".ef=41"]
 DIRECTORIES: Final = ["d", "D", "e"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sysroot_fs.tree import Tree, TreeConfig
-from tests.conftest import Mount, Mounter, code_of, in_child
+from tests.children import code_of, in_child
 from tests.matrix.volumes import open_volume
+from tests.mounts import Mount, Mounter
 
 
 def put(path: Path, content: str) -> None:

@@ -25,7 +25,9 @@ from typing import Final
 import pytest
 
 from sidecar import linux
-from tests.conftest import Mounter, Spot, code_of, in_child, start_child
+from tests.children import code_of, in_child, start_child
+from tests.conftest import Spot
+from tests.mounts import Mounter
 
 USER: Final = 1000
 OTHER: Final = 1001

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sidecar import escape, index, linux
 from sysroot_fs.tree import Tree, TreeConfig
 from tests.caseless import open_kind
-from tests.conftest import Mounter
+from tests.mounts import Mounter
 
 NAMES: Final = (
     b"a", b"A", b"b", b"Dir", b"dir", "straße".encode(), b"STRASSE", b"\xff",

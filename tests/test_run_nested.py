@@ -17,9 +17,9 @@ from typing import Final
 import pytest
 
 from tests import users
-from tests.conftest import Mounter
 from tests.matrix import guests
 from tests.matrix.volumes import open_volume
+from tests.mounts import Mounter
 from tests.processes import CHECKOUT, Run, Starter
 from tests.users import UID
 

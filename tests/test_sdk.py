@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from tests.conftest import Mount, Mounter
 from tests.matrix import sdk
+from tests.mounts import Mount, Mounter
 
 COMPILERS: Final = {
     # It sees that both spellings are one file and would advise to write one of them only.

@@ -17,7 +17,8 @@ from sidecar import casefold
 from sidecar.twin import Caller
 from sysroot_fs.tree import spellings
 from sysroot_fs.tree.spellings import Spellings, is_respelling
-from tests.conftest import Mounter, start_child
+from tests.children import start_child
+from tests.mounts import Mounter
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sidecar import linux
 from sidecar.descriptor import Descriptor
 from sidecar.twin import ROOT, Caller, Guard, Twin, child_twin, root_twin
-from tests.conftest import start_child
+from tests.children import start_child
 
 _OPEN_DIR: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 USER: Final = Caller(1000, 1000)

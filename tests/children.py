@@ -1,0 +1,83 @@
+"""Forked children that are somebody else, and the errno of a call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Child:
+    """A forked child that runs one function; `result` waits and gives back what came of it."""
+
+    pid: int
+    pipe: int
+
+    def result(self) -> Any:
+        """What the function returned; what it raised is raised here."""
+        with open(self.pipe, "rb") as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(self.pid, 0)
+        assert data, f"the child ended without an answer ({status:#x})"
+        good, value = pickle.loads(data)
+        if not good:
+            raise value
+        return value
+
+
+def start_child(
+    work: Callable[[], object],
+    *,
+    uid: int = 0,
+    gid: int = 0,
+    groups: tuple[int, ...] = (),
+    umask: int = 0o022,
+) -> Child:
+    """Fork a process that is somebody else and runs *work*."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return Child(pid, reader)
+    answer: tuple[bool, object] = (False, RuntimeError("no answer"))
+    try:
+        os.close(reader)
+        os.umask(umask)
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        answer = (True, work())
+    except BaseException as error:
+        answer = (False, error)
+    finally:
+        # Never back into the test run: its buffers and exit handlers are the parent's.
+        try:
+            data = pickle.dumps(answer)
+        except Exception as error:
+            data = pickle.dumps((False, RuntimeError(f"{answer!r}: {error!r}")))
+        with contextlib.suppress(OSError), open(writer, "wb") as pipe:
+            pipe.write(data)
+        os._exit(0)
+
+
+def in_child(work: Callable[[], T], **who: Any) -> T:
+    """What *work* returns in a process that is somebody else; see `start_child`."""
+    result: T = start_child(work, **who).result()
+    return result
+
+
+def code_of(call: Callable[..., object], *arguments: Any, **more: Any) -> int:
+    """The errno with which *call* fails, 0 where it does not."""
+    try:
+        call(*arguments, **more)
+    except OSError as error:
+        assert error.errno is not None
+        return error.errno
+    return 0
