@@ -28,7 +28,7 @@ check: lint guests  ## everything that must hold: lint, then the tests
 man: setup  ## write docs/man anew, from what the command line declares
 	$(BIN)/python -m sysroot_fs.cli.manual docs/man
 
-matrix: guests  ## every volume by every suite; ONLY=volume=zfs,suite=coreutils for some; REPORT=DIR
+matrix: guests  ## suites by volumes, guests, places and modes; ONLY=suite=..,volume=a+b for some; REPORT=DIR
 	@$(BIN)/python -m tests.matrix.table "$(ONLY)" $(if $(REPORT),--report "$(REPORT)")
 
 stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in them

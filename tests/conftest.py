@@ -39,9 +39,14 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
-    """Kill the servers of a test that takes too long: its hanging calls fail then."""
-    timer = threading.Timer(TEST_SECONDS, kill_servers)
+def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kill the servers of a test that takes too long: its hanging calls fail then.
+
+    A test that is meant to take longer says so: ``@pytest.mark.patience(SECONDS)``.
+    """
+    marker = request.node.get_closest_marker("patience")
+    seconds = marker.args[0] if marker else TEST_SECONDS
+    timer = threading.Timer(seconds, kill_servers)
     timer.daemon = True
     timer.start()
     yield
@@ -190,3 +195,25 @@ def guest(guest_root: Guest, workplace: Path) -> Guest:
     own.host.mkdir()
     shutil.copytree(guest_root.sysroot, own.sysroot, symlinks=True)
     return own
+
+
+# --- the closing words ------------------------------------------------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the cells of the matrix passed, and what was skipped in them and why."""
+    told = [
+        str(text)
+        for outcome in ("passed", "failed")
+        for found in terminalreporter.getreports(outcome)
+        for key, text in found.user_properties
+        if key == "matrix"
+    ]
+    if not told:
+        return
+    terminalreporter.section("matrix")
+    lines = [text.splitlines() for text in told]
+    for one in lines:
+        terminalreporter.write_line(one[0])
+    for line in (line for one in lines for line in one[1:] if line.startswith("skipped ")):
+        terminalreporter.write_line(line)

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 
-
-@attrs.frozen
-class Cell:
-    """One suite in one guest on one volume, working in one place."""
-
-    volume: str
-    place: str
-    suite: str
-
-    @property
-    def name(self) -> str:
-        """What the progress lines call it."""
-        return f"{self.suite} on {self.volume}, in {self.place}"
+from tests.matrix.suite import Cell, Tally
 
 
 @attrs.frozen
 class Result:
-    """How one cell went: the lines that failed with what differed, the skipped with the reason."""
+    """How one cell went."""
 
     cell: Cell
-    passed: int
-    failures: Mapping[str, Sequence[str]]
-    skipped: Mapping[str, str]
+    tally: Tally
     seconds: float
 
     def line(self) -> str:
         """The numbers on one line."""
-        counted = totals([self])
-        return f"{counted} ({self.seconds:.0f} s)"
+        return f"{totals([self])} ({self.seconds:.0f} s)"
 
 
 def totals(results: Sequence[Result]) -> str:
     """`N passed, N failed, N skipped` of all."""
-    passed = sum(result.passed for result in results)
-    failed = sum(len(result.failures) for result in results)
-    skipped = sum(len(result.skipped) for result in results)
+    passed = sum(result.tally.passed for result in results)
+    failed = sum(len(result.tally.failures) for result in results)
+    skipped = sum(len(result.tally.skipped) for result in results)
     return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
@@ -52,12 +37,12 @@ def as_text(results: Sequence[Result]) -> str:
     """Everything that is not a pass, and the totals last."""
     lines = []
     for result in results:
-        for name, words in result.failures.items():
+        for name, words in result.tally.failures.items():
             lines.append(f"FAILED {result.cell.name}: {name}")
             lines += [f"    {word}" for word in words]
     reasons: dict[tuple[str, str], int] = {}
     for result in results:
-        for reason in result.skipped.values():
+        for reason in result.tally.skipped.values():
             key = (result.cell.name, reason)
             reasons[key] = reasons.get(key, 0) + 1
     for (cell, reason), count in reasons.items():
@@ -85,26 +70,29 @@ def as_html(results: Sequence[Result], alone: Callable[[Cell], str]) -> str:
     parts.append(f"</style><h1>sysroot-fs: the matrix</h1><p>{totals(results)}</p>")
     for suite in dict.fromkeys(result.cell.suite for result in results):
         mine = [result for result in results if result.cell.suite == suite]
-        places = list(dict.fromkeys(result.cell.place for result in mine))
+        columns = list(dict.fromkeys(_column(result.cell) for result in mine))
         parts.append(f"<h2>{html.escape(suite)}</h2><table><tr><th>volume")
-        parts += [f"<th>work in the {html.escape(place)}" for place in places]
+        parts += [f"<th>{html.escape(column)}" for column in columns]
         for volume in dict.fromkeys(result.cell.volume for result in mine):
             parts.append(f"<tr><th>{html.escape(volume)}")
-            for place in places:
-                found = [r for r in mine if (r.cell.volume, r.cell.place) == (volume, place)]
-                parts.append(_box(found[0]) if found else "<td>")
+            boxes = {_column(r.cell): _box(r) for r in mine if r.cell.volume == volume}
+            parts += [boxes.get(column, "<td>") for column in columns]
         parts.append("</table>")
     for result in results:
         parts.append(_details(result, alone))
     return "\n".join(parts) + "\n"
 
 
+def _column(cell: Cell) -> str:
+    return " ".join(part for part in (cell.guest, cell.place, cell.mode) if part != "-")
+
+
 def _anchor(cell: Cell) -> str:
-    return f"{cell.suite}-{cell.volume}-{cell.place}"
+    return cell.name.replace("/", "-")
 
 
 def _box(result: Result) -> str:
-    kind = "bad" if result.failures else "good"
+    kind = "bad" if result.tally.failures else "good"
     return f'<td class={kind}><a href="#{_anchor(result.cell)}">{totals([result])}</a>'
 
 
@@ -112,11 +100,11 @@ def _details(result: Result, alone: Callable[[Cell], str]) -> str:
     parts = [f'<h3 id="{_anchor(result.cell)}">{html.escape(result.cell.name)}</h3>']
     command = html.escape(alone(result.cell))
     parts.append(f"<p>{result.line()}; alone: <code>{command}</code></p>")
-    for name, words in result.failures.items():
+    for name, words in result.tally.failures.items():
         parts.append(
             f"<p>failed: {html.escape(name)}</p><pre>{html.escape(chr(10).join(words))}</pre>"
         )
-    for name, reason in result.skipped.items():
+    for name, reason in result.tally.skipped.items():
         parts.append(f"<p>skipped: {html.escape(name)}: {html.escape(reason)}</p>")
     return "\n".join(parts)
 

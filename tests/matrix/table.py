@@ -1,12 +1,12 @@
-"""The table that users of this project trust: every volume by every place by every suite.
+"""The table that users of this project trust: suites by volumes, guests, places and modes.
 
-A cell is one suite run in one guest whose sysroot lies on one volume, once with its working
-directory in the sysroot and once on a host directory that the guest reaches by fallback. What is
-right is not written down anywhere: the same lines are run in a plain chroot of the same guest on
-the machine's own disk, and every difference is a failure. What differs because the volume cannot
-do what the line needs is counted as skipped, by name and with the reason.
+A cell is one suite run with one guest whose sysroot lies on one volume, in one place (a directory
+of the sysroot, or of the host that the guest reaches by fallback), in one mode of the mount. A
+suite says on which axes it depends. What differs because the volume cannot do what is needed is
+counted as skipped, by name and with the reason.
 
-``python -m tests.matrix.table [ONLY] [--cut] [--report DIR]``; ONLY is ``volume=zfs,suite=..``.
+The cut runs few cells, which touch every row and every column, and deals a suite's items out
+among its cells.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+import attrs
 
 from tests.caseless import open_kind
 from tests.matrix import coreutils, guests, report
 from tests.matrix.building import GuestBuildError
-from tests.matrix.cases import (
-    Case,
-    CasesError,
-    Outcome,
-    chroot_command,
-    compare,
-    reason,
-    run_cases,
+from tests.matrix.lines import Lines
+from tests.matrix.report import Result
+from tests.matrix.suite import (
+    GUESTS,
+    MODES,
+    PLACES,
+    VOLUMES,
+    Cell,
+    Reference,
+    Setting,
+    Suite,
+    Tally,
 )
-from tests.matrix.report import Cell, Result
 from tests.matrix.volumes import VolumeError
 
-VOLUMES: Final = ("ext4", "zfs", "zfs-formd", "exfat", "lowntfs", "caseless")
-PLACES: Final = ("sysroot", "host")
-SUITES: Final[Mapping[str, Sequence[Case]]] = {"coreutils": coreutils.CASES}
+SUITES: Final[tuple[Suite, ...]] = (Lines("coreutils", cases=coreutils.CASES),)
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
@@ -54,127 +57,138 @@ LACKS: Final[Mapping[str, frozenset[str]]] = {
 }
 """What a volume cannot do, of `cases.NEEDS`: what differs for it in the sysroot is excused."""
 
-_COMMAND: Final = Path(sys.executable).parent / "sysroot-fs"
+_AXES: Final = {
+    "suite": tuple(suite.name for suite in SUITES),
+    "volume": VOLUMES,
+    "guest": GUESTS,
+    "place": PLACES,
+    "mode": tuple(MODES),
+}
+_ITSELF: Final = "(the cell itself)"
 
 
-def cells(only: Mapping[str, str], cut: bool) -> list[Cell]:
-    """The cells that are meant; with *cut* each row and each column at least once."""
-    every = [
-        Cell(volume, place, suite) for suite in SUITES for volume in VOLUMES for place in PLACES
+@attrs.frozen
+class Job:
+    """A cell that is to be run, and with which of its suite's items."""
+
+    suite: Suite
+    cell: Cell
+    items: Sequence[str]
+    cut: bool = False
+
+
+def full(only: Mapping[str, Sequence[str]]) -> list[Job]:
+    """Every cell that *only* lets through, an axis with the values that it may have."""
+    return [
+        Job(suite, cell, suite.items())
+        for suite in SUITES
+        for cell in suite.cells()
+        if all(getattr(cell, axis) in values for axis, values in only.items())
     ]
-    wanted = [cell for cell in every if all(getattr(cell, k) == v for k, v in only.items())]
-    if cut:
-        # The host place does not depend on the sysroot's volume but by what is walked through.
-        wanted = [cell for cell in wanted if cell.place == "sysroot" or cell.volume == "zfs"]
-    return wanted
 
 
-def _links(volume: str) -> guests.Links:
-    return "copy" if volume == "exfat" else "symlink"
+def cut() -> list[Job]:
+    """Few cells of each suite, in which every value of every axis is, and every item once."""
+    jobs = []
+    for number, suite in enumerate(SUITES):
+        cells = _covering(suite, number)
+        for turn, cell in enumerate(cells):
+            items = suite.items()[turn :: len(cells)]
+            if items:
+                jobs.append(Job(suite, cell, items, cut=True))
+    return jobs
 
 
-def run_cell(
-    cell: Cell, expected: Mapping[str, Outcome], cases: Sequence[Case], base: Path
-) -> Result:
-    """Run one cell; raises VolumeError where its volume cannot be had."""
+def _covering(suite: Suite, shift: int) -> list[Cell]:
+    """As many cells as the longest axis has values; *shift* makes suites differ in which."""
+    axes = [suite.volumes, suite.guests, suite.places, suite.modes]
+    cells = []
+    for turn in range(max(map(len, axes))):
+        values = [
+            # The other axes turn on by one more each time that they have come round.
+            axis[(turn + turn // len(axis) + shift) % len(axis)] if axis else "-"
+            for axis in axes[1:]
+        ]
+        cells.append(Cell(suite.name, suite.volumes[turn % len(suite.volumes)], *values))
+    return cells
+
+
+def run_job(job: Job, base: Path, reference: Reference) -> Result:
+    """Run one cell in a directory of its own below *base*; what goes wrong is a failure."""
     began = time.monotonic()
-    lacks = LACKS[cell.volume] if cell.place == "sysroot" else frozenset()
+    with tempfile.TemporaryDirectory(prefix="cell-", dir=base) as name:
+        work = Path(name).resolve()
+        work.chmod(0o755)
+        try:
+            tally = _run(job, work, reference)
+        except (VolumeError, GuestBuildError, OSError, AssertionError) as error:
+            tally = Tally(0, {_ITSELF: str(error).splitlines() or [repr(error)]})
+    return Result(job.cell, tally, time.monotonic() - began)
+
+
+def _run(job: Job, base: Path, reference: Reference) -> Tally:
+    cell = job.cell
     kind = "plain" if cell.volume == "ext4" else cell.volume
     with open_kind(kind, base) as volume:
         sysroot, host = volume.path / "guest", base / "host"
-        guests.unpack(sysroot, _links(cell.volume))
         host.mkdir()
-        where, outside = "/root/matrix", None
-        if cell.place == "host":
-            # As long as the other one: a line may print how long its path is.
-            where, outside = "/host/matrix", host / "host/matrix"
-            outside.mkdir(parents=True)
+        if cell.guest == "-":
+            sysroot.mkdir()
         else:
-            (sysroot / "root/matrix").mkdir()
-            (sysroot / "root").chmod(0o755)
-        enter = [str(_COMMAND), "run", "--no-tty", "--host", str(host), str(sysroot), "--"]
-        broken = {}
-        try:
-            got = run_cases(cases, enter, where, outside=outside)
-        except CasesError as error:
-            broken, got = {"(the cell itself)": [str(error)]}, error.outcomes
-    failures: dict[str, Sequence[str]] = {}
-    excused: dict[str, str] = {}
-    for case in cases:
-        if case.name not in got:
-            continue
-        words = compare(expected[case.name], got[case.name], lacks)
-        if words and (why := reason(case, lacks)):
-            excused[case.name] = why
-        elif words:
-            failures[case.name] = words
-    passed = len(got) - len(failures) - len(excused)
-    return Result(cell, passed, {**failures, **broken}, excused, time.monotonic() - began)
+            guests.unpack(sysroot, "copy" if cell.volume == "exfat" else "symlink")
+        lacks = LACKS[cell.volume]
+        setting = Setting(cell, base, volume, sysroot, host, lacks, reference, job.cut)
+        return job.suite.run(setting, job.items)
 
 
-def run_table(wanted: Iterable[Cell], base: Path) -> list[Result]:
+def run_jobs(jobs: Sequence[Job], base: Path) -> list[Result]:
     """Run the cells, one line each."""
+    reference = Reference(base)
     results = []
-    expected: dict[str, dict[str, Outcome]] = {}
-    root = base / "plain"
-    guests.unpack(root)
-    (root / "root/matrix").mkdir()
-    for cell in wanted:
-        cases = SUITES[cell.suite]
-        if cell.suite not in expected:
-            print(f"{cell.suite}: {len(cases)} lines in a plain chroot ...", flush=True)
-            expected[cell.suite] = run_cases(cases, chroot_command(root), "/root/matrix")
-        print(f"{cell.name:40} ", end="", flush=True)
-        with tempfile.TemporaryDirectory(prefix="cell-", dir=base) as name:
-            Path(name).chmod(0o755)
-            try:
-                result = run_cell(cell, expected[cell.suite], cases, Path(name).resolve())
-            except VolumeError as error:
-                result = Result(cell, 0, {"(the cell itself)": [str(error)]}, {}, 0.0)
+    for job in jobs:
+        print(f"{job.cell.name:48} ", end="", flush=True)
+        result = run_job(job, base, reference)
         print(result.line(), flush=True)
         results.append(result)
     return results
 
 
-def _only(text: str) -> dict[str, str]:
-    only = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    known = {"volume": VOLUMES, "place": PLACES, "suite": tuple(SUITES)}
-    for key, value in only.items():
-        if key not in known or value not in known[key]:
-            choices = "; ".join(f"{key} is one of {', '.join(all)}" for key, all in known.items())
-            raise SystemExit(f"matrix: no such cell: {key}={value} ({choices})")
+def _only(text: str) -> dict[str, Sequence[str]]:
+    only: dict[str, Sequence[str]] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, values = part.partition("=")
+        only[axis] = values.split("+")
+        for value in only[axis]:
+            if value not in _AXES.get(axis, ()):
+                choices = "; ".join(f"{one}={'+'.join(all)}" for one, all in _AXES.items())
+                raise SystemExit(f"matrix: no such cell: {part} (there are {choices})")
     return only
+
+
+def alone(cell: Cell) -> str:
+    """The command that runs a cell alone."""
+    return f"make matrix ONLY={shlex.quote(cell.only)}"
 
 
 def main() -> int:
     """Run what was asked for; 1 where something failed."""
     parser = argparse.ArgumentParser(prog="matrix", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("only", nargs="?", default="", help="volume=V,place=P,suite=S")
-    parser.add_argument("--cut", action="store_true", help="each row and column at least once")
+    parser.add_argument("only", nargs="?", default="", help="volume=zfs+exfat,suite=S ...")
+    parser.add_argument("--cut", action="store_true", help="a little of everything")
     parser.add_argument("--report", type=Path, help="write report.txt, .json and .html there")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("matrix: volumes and chroots need root: run it as root", file=sys.stderr)
         return 1
-    wanted = cells(_only(arguments.only), arguments.cut)
-    try:
-        guests.ensure()
-    except GuestBuildError as error:
-        print(f"matrix: {error}", file=sys.stderr)
-        return 1
+    jobs = cut() if arguments.cut else full(_only(arguments.only))
     with tempfile.TemporaryDirectory(prefix="sysroot-fs-matrix-") as name:
         Path(name).chmod(0o755)
-        results = run_table(wanted, Path(name).resolve())
+        results = run_jobs(jobs, Path(name).resolve())
     print(report.as_text(results))
     if arguments.report is not None:
-        report.write(results, arguments.report, _alone)
+        report.write(results, arguments.report, alone)
         print(f"report: {arguments.report}/report.html")
-    return 1 if any(result.failures for result in results) else 0
-
-
-def _alone(cell: Cell) -> str:
-    only = f"volume={cell.volume},place={cell.place},suite={cell.suite}"
-    return f"make matrix ONLY={shlex.quote(only)}"
+    return 1 if any(result.tally.failures for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Suites of cases: the same lines in the guest and in a plain chroot of it, every difference told.
+
+They run in a directory of the sysroot or in one of the host that the guest reaches by fallback.
+What differs because the volume cannot do what a line needs is skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from sidecar.naming import INDEX_FILE
+from tests.matrix.cases import (
+    Case,
+    CasesError,
+    Outcome,
+    chroot_command,
+    compare,
+    reason,
+    run_cases,
+)
+from tests.matrix.suite import Setting, Suite, Tally
+
+__all__ = ["Lines"]
+
+# Equally long: a line may print how long its path is.
+_WHERE: Final = {"sysroot": "root/matrix", "host": "host/matrix"}
+
+_expected: dict[tuple[Path, str], Outcome] = {}
+
+
+@attrs.frozen
+class Lines(Suite):
+    """Shell scripts, compared with what they do in a plain chroot."""
+
+    cases: tuple[Case, ...] = attrs.field(kw_only=True)
+
+    def items(self) -> Sequence[str]:
+        """The cases' names."""
+        return [case.name for case in self.cases]
+
+    def run(self, setting: Setting, items: Sequence[str]) -> Tally:
+        """Run the named cases in one guest process."""
+        wanted = [case for case in self.cases if case.name in set(items)]
+        where = _WHERE[setting.cell.place]
+        on_host = setting.cell.place == "host"
+        directory = (setting.host if on_host else setting.sysroot) / where
+        directory.mkdir(parents=True)
+        if not on_host:
+            (setting.sysroot / "root").chmod(0o755)
+        broken: dict[str, Sequence[str]] = {}
+        try:
+            expected = _in_chroot(wanted, setting)
+            outside = directory if on_host else None
+            got = run_cases(wanted, setting.run_command(), f"/{where}", outside=outside)
+        except CasesError as error:
+            got = error.outcomes
+            missing = [case.name for case in wanted if case.name not in got]
+            broken = {name: [f"not run: {error}"] for name in missing}
+        finally:
+            left = sorted(set(os.listdir(directory)) - {os.fsdecode(INDEX_FILE)})
+            shutil.rmtree(directory)
+        if left:
+            broken = {**broken, "(what was left)": left}
+        lacks = frozenset() if on_host else setting.lacks
+        failures: dict[str, Sequence[str]] = {}
+        skipped: dict[str, str] = {}
+        for case in wanted:
+            if case.name not in got:
+                continue
+            words = compare(expected[case.name], got[case.name], lacks)
+            if words and (why := reason(case, lacks)):
+                skipped[case.name] = why
+            elif words:
+                failures[case.name] = words
+        return Tally(len(got) - len(failures) - len(skipped), {**failures, **broken}, skipped)
+
+
+def _in_chroot(cases: Sequence[Case], setting: Setting) -> dict[str, Outcome]:
+    """What the cases do in a plain chroot of the setting's guest; run once."""
+    root = setting.reference.root(setting.cell.guest)
+    missing = [case for case in cases if (root, case.name) not in _expected]
+    if missing:
+        directory = root / _WHERE["sysroot"]
+        directory.mkdir()
+        try:
+            outcomes = run_cases(missing, chroot_command(root), f"/{_WHERE['sysroot']}")
+        finally:
+            os.rmdir(directory)
+        _expected.update({(root, name): outcome for name, outcome in outcomes.items()})
+    return {case.name: _expected[root, case.name] for case in cases}
