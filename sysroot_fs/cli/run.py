@@ -194,7 +194,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem = machine.device_problem()
     if problem is not None:
         raise FuseUnavailable(problem)
-    if not os.path.isdir("/proc/self/fd"):
+    if not machine.proc_mounted():
         raise FuseUnavailable("run needs /proc, and none is mounted here")
     plan = make_plan(arguments, settings, sysroot, privileged)
     log = open_log(settings.log) if settings.log is not None else None
