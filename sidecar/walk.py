@@ -223,18 +223,14 @@ class Walk:
             known = self._volumes[key] = volume.probe(dirfd)
         return known
 
-    def traits_below(self, dirfd: int) -> Traits:
-        """As `traits`, for a volume met on the way: EIO where it cannot be measured."""
-        try:
-            return self.traits(dirfd)
-        except volume.ProbeError as failure:
-            raise OSError(errno.EIO, str(failure)) from None
-
     def traits_of(self, descriptor: Descriptor) -> Traits:
-        """As `traits_below`, remembered with the descriptor."""
+        """As `traits`, for a directory met on the way: EIO where its volume cannot be measured."""
         known = self._measured.get(descriptor)
         if known is None:
-            known = self._measured[descriptor] = self.traits_below(descriptor.fd)
+            try:
+                known = self._measured[descriptor] = self.traits(descriptor.fd)
+            except volume.ProbeError as failure:
+                raise OSError(errno.EIO, str(failure)) from None
         return known
 
     def index(self, place: Place) -> DirectoryIndex | None:

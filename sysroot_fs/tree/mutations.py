@@ -276,7 +276,7 @@ def _inner(tree: Tree, found: Found) -> tuple[Descriptor, DirectoryIndex | None]
     assert found.holder is not None
     child = Descriptor(os.open(found.stored, _OPEN_DIR, dir_fd=found.holder.fd))
     return child, tree.walk.index(
-        Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits(child.fd))
+        Place(Layer.SYSROOT, child, True, lambda: b"", lambda: None, tree.walk.traits_of(child))
     )
 
 
