@@ -18,10 +18,8 @@ from attrs import define
 
 from sidecar import escape
 from sidecar.findings import Mend, Name, Page, Severity, What
-from sidecar.index import DamagedIndex, parse_rows
+from sidecar.index_file import DamagedIndex, parse_rows
 from sidecar.leftovers import (
-    INDEX_LOCK,
-    INDEX_TEMPORARY,
     is_old,
     is_probe,
     is_spent,
@@ -29,7 +27,15 @@ from sidecar.leftovers import (
     open_probe,
 )
 from sidecar.listings import read_regular
-from sidecar.naming import HELPER_NAMES, INDEX_FILE, is_leftover, is_reserved, is_token
+from sidecar.naming import (
+    HELPER_NAMES,
+    INDEX_FILE,
+    INDEX_LOCK,
+    INDEX_TEMPORARY,
+    is_leftover,
+    is_reserved,
+    is_token,
+)
 
 __all__ = ["look_for_damage", "read_rows"]
 

@@ -10,9 +10,8 @@ With a fold key (the fold policy, `docs/CONTRACT.md` section 6) it also says whi
 means in another spelling, and that none does: then the directory is not asked at all for as long
 as `BELIEF_NS`, because misses are what compilers and games ask for most.
 
-Its file (`.elfuse_case_index`, rows `hex TAB token LF`) holds the names that no escape can hold.
-A row is written before its object and taken away after it. A malformed row makes the directory
-answer EIO; it is never read as empty.
+Names that no escape can hold are in the directory's index file (`sidecar.index_file`). A row is
+written before its object and taken away after it.
 """
 
 from __future__ import annotations
@@ -21,22 +20,23 @@ import bisect
 import errno
 import logging
 import os
-import stat as stat_module
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 from unicodedata import normalize
 
 from attrs import define, field, frozen
 
-from sidecar import casefold, escape, linux
+from sidecar import casefold, escape, index_file, linux
+from sidecar.index_file import change_rows, rows_in
 from sidecar.linux import Stat
 from sidecar.look import attributes
 from sidecar.naming import (
     HELPER_NAMES,
     INDEX_FILE,
+    INDEX_LOCK,
     Kind,
     Policy,
     candidates,
@@ -61,18 +61,9 @@ BELIEF_NS: Final = 10_000_000
 """How long, in nanoseconds, an index with a fold key is believed without asking the volume."""
 CHANGES: Final = 1000
 """Up to so many names that came or went are noted one by one, more cost as much as all of them."""
-LOCK_TIMEOUT: Final = 5.0
-"""Seconds to wait for another mount that is naming something in the same directory."""
 
 # What volumes answer for a name that they cannot hold; measured in docs/VOLUMES.md.
 UNSTORABLE: Final = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ENOTSUP})
-
-
-class DamagedIndex(OSError):
-    """An index file has a malformed row: EIO, with the reason in the message."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(errno.EIO, why)
 
 
 @frozen(slots=True)
@@ -102,38 +93,6 @@ def look(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
         if error.errno in UNSTORABLE:
             return None
         raise
-
-
-def parse_rows(data: bytes) -> dict[bytes, bytes]:
-    """Guest name -> token, from the bytes of an index file.
-
-    Raises `DamagedIndex` for anything that is not a row. A last line without its line feed is
-    damage as well: rows are written whole.
-    """
-    rows: dict[bytes, bytes] = {}
-    if not data:
-        return rows
-    if not data.endswith(b"\n"):
-        raise DamagedIndex("the last row is cut off")
-    for number, line in enumerate(data[:-1].split(b"\n"), 1):
-        digits, tab, stored = line.partition(b"\t")
-        try:
-            name = bytes.fromhex(digits.decode("ascii"))
-        except ValueError:
-            name = b""
-        legal = 0 < len(name) <= 255 and b"/" not in name and b"\0" not in name
-        if not (tab and legal and len(digits) == 2 * len(name) and is_token(stored)):
-            raise DamagedIndex(f"row {number} is malformed")
-        if name in (b".", b".."):
-            raise DamagedIndex(f"row {number} names a dot entry")
-        rows[name] = stored
-    return rows
-
-
-def format_rows(rows: dict[bytes, bytes]) -> bytes:
-    """The bytes of an index file with *rows*, in the order of the names."""
-    lines = (b"%s\t%s\n" % (name.hex().encode(), rows[name]) for name in sorted(rows))
-    return b"".join(lines)
 
 
 def _widest(name: bytes) -> bytes:
@@ -189,7 +148,7 @@ class DirectoryIndex:
                 names = {os.fsencode(entry.name) for entry in entries}
         finally:
             os.close(reading)
-        rows = self._read_rows(dirfd) if INDEX_FILE in names and self._serves else {}
+        rows = rows_in(dirfd) if INDEX_FILE in names and self._serves else {}
         changed = names ^ self.names
         if rows != self.rows or len(changed) > CHANGES:
             self._folded = None
@@ -208,22 +167,6 @@ class DirectoryIndex:
         # Under the portable policy a volume that holds every escape has no use for an index
         # file, and a guest's file of that name is an ordinary one there (frozen vector).
         return self.policy is Policy.NATURAL or self.traits.name_unit == "bytes"
-
-    def _read_rows(self, dirfd: int) -> dict[bytes, bytes]:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            seen = look(dirfd, INDEX_FILE)
-            if seen is None:
-                return {}
-            if not stat_module.S_ISREG(seen[0].mode):
-                raise DamagedIndex("it is no regular file")
-            with open(os.open(INDEX_FILE, flags, dir_fd=dirfd), "rb") as file:
-                return parse_rows(file.read())
-        except FileNotFoundError:
-            return {}
-        except DamagedIndex as damage:
-            log.error("damaged index file: %s; its directory answers EIO", damage.strerror)
-            raise
 
     def refresh(self, dirfd: int) -> None:
         """Scan the directory unless what is known still holds."""
@@ -423,7 +366,8 @@ class DirectoryIndex:
         """Hold the directory against other mounts that name something in it.
 
         Such volumes have no rename that refuses to replace, so check and rename are two calls;
-        the lock is the kernel's and ends with the process. EBUSY after `LOCK_TIMEOUT` seconds.
+        the lock is the kernel's and ends with the process. EBUSY after as long as for the index
+        file's own lock.
         """
         return _Held(dirfd)
 
@@ -534,40 +478,11 @@ class DirectoryIndex:
     def _write_rows(
         self, dirfd: int, add: tuple[bytes, bytes] | None = None, drop: bytes | None = None
     ) -> None:
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        temporary, lock_name = INDEX_FILE + b".tmp", INDEX_FILE + b".lock"
-        lock_fd = os.open(lock_name, os.O_RDWR | os.O_CREAT | flags, 0o600, dir_fd=dirfd)
-        try:
-            with linux.same_file_lock(lock_fd, LOCK_TIMEOUT):
-                rows = self._read_rows(dirfd)
-                if add is not None:
-                    rows[add[0]] = add[1]
-                if drop is not None:
-                    rows.pop(drop, None)
-                if not rows:
-                    # Another mount may have dropped the last row already.
-                    with suppress(FileNotFoundError):
-                        os.unlink(INDEX_FILE, dir_fd=dirfd)
-                    self.rows = rows
-                    self.names.discard(INDEX_FILE)
-                    return
-                fd = os.open(
-                    temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600, dir_fd=dirfd
-                )
-                try:
-                    with open(fd, "wb") as file:
-                        file.write(format_rows(rows))
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.rename(temporary, INDEX_FILE, src_dir_fd=dirfd, dst_dir_fd=dirfd)
-                except BaseException:
-                    with suppress(OSError):
-                        os.unlink(temporary, dir_fd=dirfd)
-                    raise
-        finally:
-            os.close(lock_fd)
-        self.rows = rows
-        self.names.update((INDEX_FILE, lock_name))
+        self.rows = change_rows(dirfd, add, drop)
+        if self.rows:
+            self.names.update((INDEX_FILE, INDEX_LOCK))
+        else:
+            self.names.discard(INDEX_FILE)
 
 
 class _Held:
@@ -581,7 +496,7 @@ class _Held:
     def __enter__(self) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._fd = os.open(b".", flags, dir_fd=self._dirfd)
-        self._lock = linux.same_file_lock(self._fd, LOCK_TIMEOUT)
+        self._lock = linux.same_file_lock(self._fd, index_file.LOCK_TIMEOUT)
         try:
             self._lock.__enter__()
         except BaseException:

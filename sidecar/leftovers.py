@@ -10,14 +10,10 @@ import re
 import stat
 from typing import Final
 
-from sidecar.index import DamagedIndex, parse_rows
-from sidecar.naming import INDEX_FILE
+from sidecar.index_file import DamagedIndex, parse_rows
 from sidecar.volume import PROBE_PREFIX
 
-__all__ = ["INDEX_LOCK", "INDEX_TEMPORARY", "is_old", "is_probe", "is_spent", "may_be_rows"]
-
-INDEX_TEMPORARY: Final = INDEX_FILE + b".tmp"
-INDEX_LOCK: Final = INDEX_FILE + b".lock"
+__all__ = ["is_old", "is_probe", "is_spent", "may_be_rows"]
 
 OLD_NS: Final = 3600 * 1_000_000_000
 """What was not touched for an hour belongs to no process that is still at it."""

@@ -12,12 +12,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from sidecar import escape, linux
+from sidecar import escape, index_file, linux
 from sidecar.findings import Finding, Mend
-from sidecar.index import LOCK_TIMEOUT, DirectoryIndex
+from sidecar.index import DirectoryIndex
 from sidecar.leftovers import (
-    INDEX_LOCK,
-    INDEX_TEMPORARY,
     is_old,
     is_probe,
     is_spent,
@@ -25,7 +23,7 @@ from sidecar.leftovers import (
     open_probe,
 )
 from sidecar.listings import read_regular
-from sidecar.naming import INDEX_FILE, Policy
+from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, Policy
 from sidecar.volume import Traits
 
 __all__ = ["Changed", "repair"]
@@ -121,7 +119,7 @@ def _writers_locked_out(dirfd: int) -> Iterator[None]:
         yield
         return
     try:
-        with linux.same_file_lock(fd, LOCK_TIMEOUT):
+        with linux.same_file_lock(fd, index_file.LOCK_TIMEOUT):
             yield
     finally:
         os.close(fd)

@@ -20,7 +20,9 @@ NAME_MAX = 255
 """Longest guest name in bytes (Linux's NAME_MAX)."""
 
 INDEX_FILE = b".elfuse_case_index"
-HELPER_NAMES = frozenset({INDEX_FILE, INDEX_FILE + b".tmp", INDEX_FILE + b".lock"})
+INDEX_TEMPORARY = INDEX_FILE + b".tmp"
+INDEX_LOCK = INDEX_FILE + b".lock"
+HELPER_NAMES = frozenset({INDEX_FILE, INDEX_TEMPORARY, INDEX_LOCK})
 """The index file and the two names beside it, hidden where they serve."""
 
 _TOKEN = re.compile(rb"\.ef_[0-9a-f]{16}\Z")

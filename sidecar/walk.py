@@ -281,8 +281,8 @@ class Walk:
     def step(self, place: Place, name: bytes, caller: Caller = ROOT) -> Found | Absent:
         """What *name* is in *place*, for *caller*.
 
-        Raises OSError(ENAMETOOLONG) past 255 bytes, `index.DamagedIndex` (EIO), and whatever the
-        volume answers; never turns an error into an absence. A caller that may not search the
+        Raises OSError(ENAMETOOLONG) past 255 bytes, `index_file.DamagedIndex` (EIO), and whatever
+        the volume answers; never turns an error into an absence. A caller that may not search the
         twin finds nothing on the host, and that answer is for this caller alone.
         """
         if len(name) > NAME_MAX:

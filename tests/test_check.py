@@ -24,12 +24,12 @@ from sidecar import casefold, escape, linux, listings, volume
 from sidecar.check import Subject, inspect
 from sidecar.damage import read_rows
 from sidecar.findings import Finding, Mend, Name, Severity, What
-from sidecar.index import DirectoryIndex, format_rows
+from sidecar.index import DirectoryIndex
+from sidecar.index_file import DamagedIndex, format_rows, parse_rows
 from sidecar.kinds import KINDS, own
-from sidecar.leftovers import INDEX_LOCK, INDEX_TEMPORARY
 from sidecar.listings import OPEN_LEVELS, NotATar, read_directory, read_tar
 from sidecar.mending import repair
-from sidecar.naming import INDEX_FILE, Policy, token
+from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, Policy, token
 from sidecar.volume import PROBE_PREFIX, TRANSPARENT, Traits
 from tests.children import in_child
 from tests.matrix.volumes import open_volume
@@ -441,8 +441,6 @@ def test_malformed_rows_have_their_numbers(tmp_path: Path) -> None:
 @given(st.binary(max_size=60))
 def test_rows_are_read_as_the_library_reads_them(data: bytes) -> None:
     """Where the tolerant reading finds nothing bad, it has the rows that the strict one has."""
-    from sidecar.index import DamagedIndex, parse_rows
-
     for content in (data, format_rows({data[:9].replace(b"/", b"-").strip(b".\0") or b"x": TOKEN})):
         good, bad = read_rows(content)
         try:
@@ -525,7 +523,7 @@ def test_an_object_that_came_back_keeps_its_row(tmp_path: Path) -> None:
 
 def test_repair_waits_for_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process names something in the directory, nothing is changed."""
-    monkeypatch.setattr("sidecar.index.LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr("sidecar.index_file.LOCK_TIMEOUT", 0.05)
     index = with_orphan(tmp_path)
     before = index.read_bytes()
     with opened(tmp_path) as fd, linux.same_file_lock(fd, 1):

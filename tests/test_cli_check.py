@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from sidecar import escape, volume
-from sidecar.index import DirectoryIndex, format_rows
-from sidecar.naming import INDEX_FILE, Policy, token
+from sidecar.index import DirectoryIndex
+from sidecar.index_file import format_rows
+from sidecar.naming import INDEX_FILE, INDEX_LOCK, Policy, token
 from sysroot_fs.cli import main
 from sysroot_fs.cli.check import KINDS, PAUSE, Progress
 from tests.caseless import Volumes
@@ -280,8 +281,8 @@ def test_what_cannot_be_mended_is_said(
     damaged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A repair that fails has its reason beside it, and the check goes on."""
-    monkeypatch.setattr("sidecar.index.LOCK_TIMEOUT", 0.01)
-    with open(damaged / "d" / (INDEX_FILE.decode() + ".lock"), "wb") as lock:
+    monkeypatch.setattr("sidecar.index_file.LOCK_TIMEOUT", 0.01)
+    with open(damaged / "d" / (INDEX_LOCK.decode()), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _, out = checked(capsys, damaged, "--repair", "--yes")
     assert "not mended: device or resource busy" in out

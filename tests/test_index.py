@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import escape, linux, volume
-from sidecar.index import DamagedIndex, DirectoryIndex, Indexes, format_rows, look, parse_rows
-from sidecar.naming import HELPER_NAMES, INDEX_FILE, Kind, Policy, token
+from sidecar.index import DirectoryIndex, Indexes, look
+from sidecar.index_file import DamagedIndex, format_rows, parse_rows
+from sidecar.naming import HELPER_NAMES, INDEX_FILE, INDEX_LOCK, Kind, Policy, token
 from sidecar.volume import TRANSPARENT, Traits
 from tests.caseless import Volumes
 
@@ -239,7 +240,7 @@ def test_a_name_exists_once(room: Room) -> None:
 
 def test_reserved_names_are_never_literal(room: Room) -> None:
     """A guest's name that would be read as another one is stored under its escape."""
-    for name in (escape.encode(b"x"), TOKEN, INDEX_FILE, INDEX_FILE + b".lock"):
+    for name in (escape.encode(b"x"), TOKEN, INDEX_FILE, INDEX_LOCK):
         assert room.create(name) == escape.encode(name)
         assert room.find(name) == (escape.encode(name), Kind.ESCAPE)
     assert len(room.guests()) == 4

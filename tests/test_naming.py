@@ -15,6 +15,7 @@ from sidecar import escape
 from sidecar.naming import (
     HELPER_NAMES,
     INDEX_FILE,
+    INDEX_TEMPORARY,
     Kind,
     Policy,
     candidates,
@@ -139,7 +140,7 @@ def test_non_ascii_is_escaped_where_it_does_not_come_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [INDEX_FILE, INDEX_FILE + b".tmp", token(b"x"), escape.encode(b"x"), b".EF=41"]
+    "name", [INDEX_FILE, INDEX_TEMPORARY, token(b"x"), escape.encode(b"x"), b".EF=41"]
 )
 def test_reserved_names_are_never_literal(name: bytes) -> None:
     """A name that would be read as another, or holds the slot of such a name, is escaped."""

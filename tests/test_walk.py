@@ -20,7 +20,7 @@ import pytest
 
 from sidecar import escape
 from sidecar.descriptor import Descriptor
-from sidecar.index import DamagedIndex
+from sidecar.index_file import DamagedIndex
 from sidecar.naming import INDEX_FILE, Policy, token
 from sidecar.twin import Caller
 from sidecar.walk import Absent, Found, Layer, Step, Verdict, Walk
