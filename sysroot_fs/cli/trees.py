@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
+
 from sysroot_fs.cli.errors import SysrootError
 from sysroot_fs.cli.options import Settings
 from sysroot_fs.text import reason, shown
@@ -18,25 +20,9 @@ def open_tree(sysroot: bytes, settings: Settings) -> Tree:
     from sidecar.volume import ProbeError
     from sysroot_fs.tree import Tree, TreeConfig
 
-    config = TreeConfig(
-        sysroot=sysroot,
-        host=settings.host,
-        fallback=settings.fallback,
-        allow=settings.allow,
-        deny=settings.deny,
-        host_writes=settings.host_writes,
-        listing=settings.listing,
-        names=settings.names,
-        lookup=settings.lookup,
-        fold=settings.fold,
-        exact=settings.exact,
-        fold_key=settings.fold_key,
-        merge=settings.merge,
-        read_only=settings.read_only,
-        entry_timeout=settings.entry_timeout,
-        attr_timeout=settings.attr_timeout,
-        negative_timeout=settings.negative_timeout,
-    )
+    # Every field of a tree but the sysroot is a setting of the same name.
+    names = (field.name for field in attrs.fields(TreeConfig) if field.name != "sysroot")
+    config = TreeConfig(sysroot=sysroot, **{name: getattr(settings, name) for name in names})
     try:
         return Tree(config)
     except ProbeError as error:
