@@ -135,8 +135,7 @@ def _mount_options() -> Iterator[str]:
             yield _plain(", ".join([row.name for row in rows] + [IGNORED_PREFIX + "*"]))
         for row in rows:
             if row.help:
-                default = f" (default: {row.default})" if row.default else ""
-                yield from _entry(row.usage, row.help + default)
+                yield from _entry(row.usage, row.meaning)
 
 
 def _examples(text: str) -> Iterator[str]:

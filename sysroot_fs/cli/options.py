@@ -109,6 +109,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def meaning(self) -> str:
+        """What it does, and its default where it has one."""
+        return f"{self.help} (default: {self.default})" if self.default else self.help
+
+    @property
     def usage(self) -> str:
         """How it is written after `-o`: `fallback=all|safe|none`."""
         if self.kind is Kind.CHOICE:
@@ -444,13 +449,8 @@ def add_options(parser: argparse.ArgumentParser, groups: Iterable[Group]) -> Non
                 const=option.name,
                 nargs=0 if option.kind is Kind.FLAG else None,
                 metavar="|".join(option.choices) or option.metavar or None,
-                help=_help(option),
+                help=option.meaning.replace("%", "%%"),
             )
-
-
-def _help(option: Option) -> str:
-    default = f" (default: {option.default})" if option.default else ""
-    return (option.help + default).replace("%", "%%")
 
 
 def describe(column: int = 32) -> str:
@@ -463,8 +463,7 @@ def describe(column: int = 32) -> str:
             lines.append("  " + ", ".join([row.name for row in rows] + [IGNORED_PREFIX + "*"]))
         for row in rows:
             if row.help:
-                default = f" (default: {row.default})" if row.default else ""
-                text = textwrap.wrap(row.help + default, 96 - column)
+                text = textwrap.wrap(row.meaning, 96 - column)
                 lines.append(f"  {row.usage}".ljust(column) + text[0])
                 lines.extend(" " * column + line for line in text[1:])
         lines.append("")
