@@ -16,6 +16,7 @@ from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
 from sysroot_fs.cli.daemon import sentence
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
 from sysroot_fs.guest.plan import OWN_FAILURE
+from sysroot_fs.null import to_null
 from sysroot_fs.text import shortage, shown
 
 DESCRIPTION = """\
@@ -102,7 +103,7 @@ def _say(text: str) -> None:
     except OSError:
         # The interpreter would try again at its exit, and change the exit status.
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            to_null(2)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # `sysroot-fs doctor X | head`: nobody listens any more, and the interpreter's own flush
         # at exit must not complain about it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_null(sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Self, final
 
 from sysroot_fs.cli.errors import CommandError, MountFailed
+from sysroot_fs.null import to_null
 from sysroot_fs.text import reason, shown
 
 Ready = Callable[[], None]
@@ -83,14 +84,6 @@ class ErrorsHeldBack:
         return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _to_null(*descriptors: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(null, descriptor)
-    if null > 2:
-        os.close(null)
-
-
 def _tell(pipe: int, message: bytes) -> None:
     # The parent may be gone (^C): the work goes on, there is nobody to tell.
     with contextlib.suppress(BrokenPipeError):
@@ -112,7 +105,7 @@ def _child(work: Work, pipe: int) -> int:
     try:
         os.setsid()
         os.chdir("/")
-        _to_null(0, 1, 2)
+        to_null(0, 1, 2)
         work(ready)
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in (None, 0):

@@ -29,6 +29,7 @@ from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Kernel, Plan
 from sysroot_fs.guest.program import Refusal
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import open_pty
+from sysroot_fs.null import open_null, to_null
 from sysroot_fs.text import reason, shortage
 
 _WATCHED: Final = (
@@ -75,7 +76,7 @@ class Monitor:
 
     def _live(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._null = open_null()
         self._proc = os.open(b"/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unshare()
         kernel.wake_with_parent()
@@ -199,8 +200,7 @@ class Monitor:
 
     def _let_go(self) -> None:
         """From here on nobody but the program holds what the caller has given."""
-        for fd in (0, 1, 2):
-            os.dup2(self._null, fd)
+        to_null(0, 1, 2, null=self._null)
         for fd in self.plan.inherited:
             os.close(fd)
 

@@ -31,6 +31,7 @@ from sysroot_fs.guest.program import Refusal
 from sysroot_fs.guest.relay import Relay
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import Outer, restore_terminal, set_up
+from sysroot_fs.null import to_null
 
 _PASSED_ON: Final[frozenset[signal.Signals]] = frozenset({
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -138,10 +139,8 @@ class Runner:
             # A session of its own: ^C and a hangup of the terminal are not for the server.
             os.setsid()
             os.chdir("/")
-            null = os.open(os.devnull, os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            for fd in (null, *self.plan.inherited):
+            to_null(0, 1, 2)
+            for fd in self.plan.inherited:
                 os.close(fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             self.serve(lambda: self._take_over(from_monitor, report))
@@ -302,10 +301,7 @@ class Runner:
         for fd in self.plan.inherited:
             os.close(fd)
         if self._outer is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 0)
-            os.dup2(null, 1)
-            os.close(null)
+            to_null(0, 1)
 
     def _server_ended(self) -> None:
         self._server_lives = False
