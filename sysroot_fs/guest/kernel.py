@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from sidecar.linux import AT_EMPTY_PATH, AT_FDCWD, failure
+from sidecar.linux import AT_EMPTY_PATH, AT_FDCWD, failure, umount
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
@@ -169,9 +169,6 @@ def attach(mount: int, where: int) -> None:
     _checked(_call(_MOVE_MOUNT, mount, b"", where, b"", flags))
 
 
-_MNT_DETACH: Final = 2
-
-
 def change_root(root: int) -> None:
     """Make the attached mount *root* the root of this namespace, and let go of the old one.
 
@@ -183,7 +180,7 @@ def change_root(root: int) -> None:
     if machine not in _PIVOT_ROOT:
         raise NotImplementedError(f"pivot_root(2) has no known number on {machine}")
     _checked(_call(_PIVOT_ROOT[machine], b".", b"."))
-    _checked(_libc.umount2(b".", _MNT_DETACH))
+    umount(b".", lazy=True)
     os.chdir("/")
 
 
