@@ -25,13 +25,41 @@ def reason(error: OSError) -> str:
 
 
 _SHORTAGE = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_NO_THREAD = "can't start new thread"  # Python's own words, in a RuntimeError
 
 
 def shortage(error: BaseException) -> str | None:
     """A sentence where *error* says that a limit is reached, None for any other."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(shortage, error.exceptions)), None)
     if isinstance(error, OSError) and error.errno in _SHORTAGE:
-        return f"{reason(error)}: a limit of the caller or of the machine is reached (ulimit -a)"
-    return None
+        what = reason(error)
+    elif isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        what = "no thread can be started"
+    else:
+        return None
+    return f"{what}: a limit of the caller or of the machine is reached (ulimit -a)"
+
+
+class Sentence(Exception):
+    """Base of the failures whose message is a sentence for the user."""
+
+
+def sentence(error: BaseException) -> str:
+    """An exception as a sentence for the user; a group of one is that one."""
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return sentence(error.exceptions[0])
+    if isinstance(error, Sentence):
+        return str(error)
+    short = shortage(error)
+    if short is not None:
+        return short
+    if isinstance(error, OSError):
+        name = error.filename
+        where = f": {shown(os.fsencode(name))}" if isinstance(name, str | bytes) else ""
+        return reason(error) + where
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def errno_name(number: int) -> str:

@@ -324,6 +324,15 @@ def test_limits_priority_and_mask_are_the_callers(guest_root: Guest) -> None:
     assert said.printed().split() == ["0027", "123", "500", "0", "7"]
 
 
+@pytest.mark.parametrize("descriptors", range(13, 20))
+def test_no_descriptors_left(guest_root: Guest, descriptors: int) -> None:
+    """Wherever the limit of open files is met, the sentence says that it is one."""
+    before = ["bash", "-c", f'ulimit -n {descriptors}; exec "$@"', "bash"]
+    result = guest_root.run("/bin/true", before=before)
+    result.refused(result.status, "too many open files")
+    assert result.status in (125, 126)
+
+
 def _signal_set(said: str, field: str) -> set[signal.Signals]:
     found = re.search(rf"^{field}:\s*(\w+)$", said, re.M)
     assert found

@@ -13,11 +13,10 @@ from typing import NoReturn
 
 from sysroot_fs import __version__
 from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
-from sysroot_fs.cli.daemon import sentence
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
 from sysroot_fs.guest.plan import OWN_FAILURE
 from sysroot_fs.null import to_null
-from sysroot_fs.text import shortage, shown
+from sysroot_fs.text import sentence, shortage, shown
 
 DESCRIPTION = """\
 Use a directory that holds a Linux guest root (a "sysroot") as if it were laid over this machine's

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable
 from typing import Self, final
 
-from sysroot_fs.cli.errors import CommandError, MountFailed
+from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.null import to_null
-from sysroot_fs.text import reason, shown
+from sysroot_fs.text import sentence
 
 Ready = Callable[[], None]
 Work = Callable[[Ready], None]
@@ -28,20 +28,6 @@ READY = b"R"
 ERROR = b"E"
 
 log = logging.getLogger(__name__)
-
-
-def sentence(error: BaseException) -> str:
-    """An exception as a sentence for the user."""
-    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        return sentence(error.exceptions[0])
-    if isinstance(error, CommandError):
-        return str(error)
-    if isinstance(error, OSError):
-        name = error.filename
-        where = f": {shown(os.fsencode(name))}" if isinstance(name, str | bytes) else ""
-        return reason(error) + where
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @final

@@ -4,8 +4,10 @@ The message is one sentence without a full stop that says what is wrong and, whe
 can be done, what to do next. `main` prints it after `sysroot-fs: ` and exits with `status`.
 """
 
+from sysroot_fs.text import Sentence
 
-class CommandError(Exception):
+
+class CommandError(Sentence):
     """Base of all of them; never raised itself."""
 
     status: int = 1

@@ -15,7 +15,7 @@ from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.trees import open_tree
-from sysroot_fs.text import absolute, reason, shown
+from sysroot_fs.text import absolute, reason, sentence, shown
 
 EXAMPLES = """\
 examples:
@@ -119,9 +119,9 @@ def _serve(
             except (Exception, SystemExit) as error:
                 if up:
                     raise MountFailed(
-                        f"the server of {shown(mountpoint)} stopped: {daemon.sentence(error)}"
+                        f"the server of {shown(mountpoint)} stopped: {sentence(error)}"
                     ) from error
-                because = held.said() or daemon.sentence(error)
+                because = held.said() or sentence(error)
                 raise MountFailed(f"{shown(mountpoint)} cannot be mounted on: {because}") from error
     finally:
         tree.close()

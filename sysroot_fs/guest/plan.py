@@ -11,6 +11,8 @@ from typing import Final
 
 from attrs import field, frozen
 
+from sysroot_fs.text import Sentence
+
 OWN_FAILURE: Final = 125
 """The exit status where the run itself has failed, and not the guest's program: chroot(1)'s."""
 
@@ -23,7 +25,7 @@ class Kernel(enum.Enum):
     NONE = "none"
 
 
-class GuestError(Exception):
+class GuestError(Sentence):
     """The guest root cannot be entered; the message is one sentence that says why."""
 
 

@@ -32,6 +32,7 @@ from sysroot_fs.guest.relay import Relay
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import Outer, restore_terminal, set_up
 from sysroot_fs.null import to_null
+from sysroot_fs.text import sentence
 
 _PASSED_ON: Final[frozenset[signal.Signals]] = frozenset({
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -146,8 +147,8 @@ class Runner:
             self.serve(lambda: self._take_over(from_monitor, report))
             status = 0
         except BaseException as error:
-            text = str(error) or type(error).__name__
-            report.send(Message(Kind.FAILED, text=text.encode("utf-8", "surrogateescape")))
+            text = sentence(error).encode("utf-8", "surrogateescape")
+            report.send(Message(Kind.FAILED, text=text))
         finally:
             os._exit(status)
 
