@@ -28,6 +28,7 @@ LINKED: Final = ("zfs", "zfs-formd", "lowntfs")
 """The folding volumes with hard links and symlinks; exfat has neither."""
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 INDEX_FILE: Final = ".elfuse_case_index"
+USER: Final = 1000
 FRESH: Final = ("entry_timeout=0", "attr_timeout=0", "negative_timeout=0")
 
 
@@ -410,6 +411,29 @@ def test_symlinks_give_their_bytes_back(folded: Spot, volume: Volume) -> None:
     assert os.readlink(folded.path / "L") == "Target"
     assert (folded.path / "L").read_text() == "Target"
     assert (folded.path / "l").read_text() == "target"
+
+
+def test_the_mode_decides_for_others(folded: Spot, volume: Volume) -> None:
+    """Who is not the owner is judged by the mode also where the volume has no ACLs to ask for."""
+    write_all(folded.path, "open", "shut")
+    (folded.path / "d").mkdir()
+    write_all(folded.path / "d", "below")
+
+    def ask() -> tuple[str, int]:
+        return (folded.path / "d/below").read_text(), code_of(
+            os.open, folded.path / "shut", os.O_RDONLY
+        )
+
+    if volume.kind == "exfat":  # it has no modes to shut anything with
+        assert in_child(ask, uid=USER, gid=USER) == ("below", 0)
+        return
+    (folded.path / "shut").chmod(0o640)
+    assert in_child(ask, uid=USER, gid=USER) == ("below", errno.EACCES)
+    # Root is not the owner here, and may everything all the same.
+    for name in ("open", "d"):
+        os.chown(folded.path / name, USER, USER)
+    assert (folded.path / "open").read_text() == "open"
+    assert os.listdir(folded.path / "d") == ["below"]
 
 
 def test_rmdir_of_a_directory_that_keeps_its_index(folded: Spot) -> None:

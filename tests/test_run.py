@@ -735,6 +735,13 @@ def test_what_is_bound_over_nothing_leaves_no_trace(guest: Guest, source: Path) 
     assert guest.sh("ls /deep").status != 0
 
 
+def test_what_is_bound_over_nothing_is_there_for_every_user(guest: Guest, source: Path) -> None:
+    """The way to it belongs to root and is open to all."""
+    option = f"--bind={source}:/deep/down/here"
+    said = guest.sh("ls -d /deep/down; cat /deep/down/here/file", option, "--user=1000").printed()
+    assert said == "/deep/down\nbound\n"
+
+
 def test_a_read_only_bind_cannot_be_written(guest: Guest, source: Path) -> None:
     """:ro makes the bind and the mounts below it read-only, and nothing else."""
     (source / "below").mkdir()

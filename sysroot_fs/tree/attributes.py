@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
+from typing import Final
 
 from attrs import frozen
 
@@ -15,6 +16,8 @@ from sidecar.twin import Caller
 from sidecar.walk import Layer
 from sysroot_fs.tree.core import Tree, error, virtual_stat
 from sysroot_fs.tree.inodes import Inode, stale
+
+_ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 @frozen(slots=True)
@@ -103,11 +106,16 @@ def _xattr_path(tree: Tree, number: int) -> tuple[Inode, bytes]:
 
 
 def getxattr(tree: Tree, number: int, name: bytes) -> bytes:
-    """One extended attribute. ENODATA where it is not set."""
-    _, path = _xattr_path(tree, number)
+    """One extended attribute. ENODATA where it is not set, and for ACLs where there can be none.
+
+    The kernel asks for the ACL before it judges by the mode, and any other errno is its judgement.
+    """
     try:
+        _, path = _xattr_path(tree, number)
         return os.getxattr(path, name)
     except OSError as failure:
+        if failure.errno == errno.EOPNOTSUPP and name in _ACLS:
+            raise error(errno.ENODATA) from None
         # `ls -l` asks for this twice a file until it hears that there is no such thing.
         if failure.errno == errno.ENODATA and name == b"security.selinux":
             raise error(errno.EOPNOTSUPP) from None
