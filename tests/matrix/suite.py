@@ -24,7 +24,7 @@ from tests.mounts import Mount, Mounter
 __all__ = ["GUESTS", "MODES", "PLACES", "VOLUMES", "Cell", "Reference", "Setting", "Suite", "Tally"]
 
 VOLUMES: Final = ("ext4", "zfs", "zfs-formd", "exfat", "lowntfs", "caseless")
-GUESTS: Final = ("musl",)
+GUESTS: Final = guests.KINDS
 PLACES: Final = ("sysroot", "host")
 MODES: Final[Mapping[str, tuple[str, ...]]] = {
     "default": (),
@@ -79,7 +79,7 @@ class Reference:
         """The unpacked guest; suites may leave nothing in it."""
         root = self._base / f"plain-{guest}"
         if not root.exists():
-            guests.unpack(root)
+            guests.unpack(root, kind=guest)
             (root / "root").chmod(0o755)
         return root
 

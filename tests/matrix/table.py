@@ -135,7 +135,8 @@ def _run(job: Job, base: Path, reference: Reference) -> Tally:
         if cell.guest == "-":
             sysroot.mkdir()
         else:
-            guests.unpack(sysroot, "copy" if cell.volume == "exfat" else "symlink")
+            links: guests.Links = "copy" if cell.volume == "exfat" else "symlink"
+            guests.unpack(sysroot, links, cell.guest)
         lacks = LACKS[cell.volume]
         setting = Setting(cell, base, volume, sysroot, host, lacks, reference, job.cut)
         return job.suite.run(setting, job.items)
