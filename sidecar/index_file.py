@@ -8,18 +8,21 @@ directory answer EIO; it is never read as empty.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import stat as stat_module
 from contextlib import suppress
-from typing import Final
+from typing import BinaryIO, Final
 
 from sidecar import linux
 from sidecar.look import attributes
-from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, is_token
+from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, NAME_MAX, is_token
 
 log = logging.getLogger(__name__)
 
+ROW_BYTES: Final = 2 * NAME_MAX + 1 + 20 + 1
+"""The longest row: a name in hex, a tab, a token, a line feed."""
 LOCK_TIMEOUT: Final = 5.0
 """Seconds to wait for another mount that is naming something in the same directory."""
 
@@ -32,23 +35,29 @@ class DamagedIndex(OSError):
 
 
 def parse_rows(data: bytes) -> dict[bytes, bytes]:
-    """Guest name -> token, from the bytes of an index file.
+    """Guest name -> token, from the bytes of an index file; raises as `read_rows`."""
+    return read_rows(io.BytesIO(data))
 
-    Raises `DamagedIndex` for anything that is not a row. A last line without its line feed is
-    damage as well: rows are written whole.
+
+def read_rows(file: BinaryIO) -> dict[bytes, bytes]:
+    """Guest name -> token, from an open index file.
+
+    Raises `DamagedIndex` for anything that is not a row, at the first one: whoever can write to the
+    directory can leave a file there that is larger than the memory. A last line without its line
+    feed is damage as well: rows are written whole.
     """
     rows: dict[bytes, bytes] = {}
-    if not data:
-        return rows
-    if not data.endswith(b"\n"):
-        raise DamagedIndex("the last row is cut off")
-    for number, line in enumerate(data[:-1].split(b"\n"), 1):
-        digits, tab, stored = line.partition(b"\t")
+    number = 0
+    while line := file.readline(ROW_BYTES + 1):
+        number += 1
+        if not line.endswith(b"\n") and len(line) <= ROW_BYTES:
+            raise DamagedIndex("the last row is cut off")
+        digits, tab, stored = line[:-1].partition(b"\t")
         try:
             name = bytes.fromhex(digits.decode("ascii"))
         except ValueError:
             name = b""
-        legal = 0 < len(name) <= 255 and b"/" not in name and b"\0" not in name
+        legal = 0 < len(name) <= NAME_MAX and b"/" not in name and b"\0" not in name
         if not (tab and legal and len(digits) == 2 * len(name) and is_token(stored)):
             raise DamagedIndex(f"row {number} is malformed")
         if name in (b".", b".."):
@@ -68,13 +77,9 @@ def rows_in(dirfd: int) -> dict[bytes, bytes]:
 
     Raises OSError as the volume does, `DamagedIndex` for what is no index file or holds no rows.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        stat, _ = attributes(dirfd, INDEX_FILE)
-        if not stat_module.S_ISREG(stat.mode):
-            raise DamagedIndex("it is no regular file")
-        with open(os.open(INDEX_FILE, flags, dir_fd=dirfd), "rb") as file:
-            return parse_rows(file.read())
+        with open(_open(dirfd, INDEX_FILE, os.O_RDONLY), "rb") as file:
+            return read_rows(file)
     except FileNotFoundError:
         return {}
     except DamagedIndex as damage:
@@ -90,8 +95,7 @@ def change_rows(
     The file goes with its last row. EBUSY where another mount is at it for `LOCK_TIMEOUT` seconds;
     otherwise raises as `rows_in` does.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock_fd = os.open(INDEX_LOCK, flags, 0o600, dir_fd=dirfd)
+    lock_fd = _open(dirfd, INDEX_LOCK, os.O_RDWR | os.O_CREAT)
     try:
         with linux.same_file_lock(lock_fd, LOCK_TIMEOUT):
             rows = rows_in(dirfd)
@@ -111,8 +115,7 @@ def change_rows(
 
 
 def _replace(dirfd: int, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(INDEX_TEMPORARY, flags, 0o600, dir_fd=dirfd)
+    fd = _new_temporary(dirfd)
     try:
         with open(fd, "wb") as file:
             file.write(data)
@@ -123,3 +126,40 @@ def _replace(dirfd: int, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(INDEX_TEMPORARY, dir_fd=dirfd)
         raise
+
+
+def _new_temporary(dirfd: int) -> int:
+    """A new file to write the rows to, which is renamed to the index file.
+
+    What lies there is removed and never written to: left by a killed process, or another name of
+    a file elsewhere.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(INDEX_TEMPORARY, dir_fd=dirfd)
+        return _open(dirfd, INDEX_TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except (FileExistsError, IsADirectoryError, PermissionError) as failure:
+        raise DamagedIndex(f"its temporary file: {failure.strerror}") from None
+
+
+def _open(dirfd: int, name: bytes, flags: int) -> int:
+    """Open the index file, or one beside it.
+
+    Raises `DamagedIndex` where another writer has put something else in its place: a fifo would
+    keep the server waiting, a device would act.
+    """
+    with suppress(FileNotFoundError):
+        if not stat_module.S_ISREG(attributes(dirfd, name)[0].mode):
+            raise DamagedIndex("it is no regular file")
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, 0o600, dir_fd=dirfd)
+    except OSError as failure:
+        if failure.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise DamagedIndex("it is no regular file") from None
+        raise
+    # It may have come in between.
+    if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DamagedIndex("it is no regular file")
+    return fd

@@ -413,6 +413,60 @@ def make_token(room: Room, stored: bytes, before: Callable[[bytes], None]) -> No
     os.close(os.open(stored, _CREATE, 0o600, dir_fd=room.fd))
 
 
+def test_an_index_file_larger_than_the_memory_is_damage(bytes_room: Room) -> None:
+    """What another writer left there is read up to its first malformed row only."""
+    room = bytes_room
+    with open(room.path / os.fsdecode(INDEX_FILE), "wb") as file:
+        file.write(format_rows({LONG: token(LONG)}))
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedIndex, match="row 2 is malformed"):
+        room.index.find(room.fd, LONG)
+
+
+def _plant_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _plant_link(path: Path) -> None:
+    path.symlink_to("victim")
+
+
+def _plant_directory(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("plant", [_plant_fifo, _plant_link, _plant_directory])
+@pytest.mark.parametrize("helper", sorted(HELPER_NAMES))
+def test_a_helper_that_is_no_file_is_not_waited_for(
+    bytes_room: Room, helper: bytes, plant: Callable[[Path], None]
+) -> None:
+    """A fifo in place of a helper would stop the server for ever; a link would lead it away."""
+    room = bytes_room
+    (room.path / "victim").write_text("victim")
+    room.create(LONG)
+    plant(room.path / os.fsdecode(helper))
+    done = contextlib.nullcontext() if _may_go(helper, plant) else pytest.raises(DamagedIndex)
+    with done:
+        room.create(LONG.upper())
+    assert (room.path / "victim").read_text() == "victim"
+
+
+def _may_go(helper: bytes, plant: Callable[[Path], None]) -> bool:
+    # Only the temporary file is the server's to replace.
+    return helper.endswith(b".tmp") and plant is not _plant_directory
+
+
+def test_what_lies_in_place_of_the_temporary_file_is_not_written_to(bytes_room: Room) -> None:
+    """It may be another name of a file that is not the server's to change."""
+    room = bytes_room
+    (room.path / "victim").write_text("victim")
+    os.link(room.path / "victim", room.path / os.fsdecode(INDEX_FILE + b".tmp"))
+    room.create(LONG)
+    room.create(LONG.upper())
+    assert (room.path / "victim").read_text() == "victim"
+    assert (room.path / "victim").stat().st_nlink == 1
+
+
 def test_a_row_without_its_object_is_harmless(bytes_room: Room) -> None:
     """A name whose token is not there does not exist, is not listed and can be made."""
     room = bytes_room
