@@ -48,6 +48,15 @@ class Mount:
         """Announce error lines of the server's log, a regular expression."""
         self.expected.append(pattern)
 
+    def descriptors(self) -> int:
+        """How many descriptors the server has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def memory_kib(self) -> int:
+        """How much memory the server holds."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
     def check_log(self) -> None:
         """Fail where the server has logged an error that was not announced."""
         text = self.log.read_text("utf-8", "replace")

@@ -17,18 +17,9 @@ import pytest
 
 from sidecar import linux
 from tests.children import code_of, in_child
-from tests.mounts import Mount, Mounter
+from tests.mounts import Mounter
 
 _PR_SET_PDEATHSIG = 1
-
-
-def _descriptors(mount: Mount) -> int:
-    return len(os.listdir(f"/proc/{mount.process.pid}/fd"))
-
-
-def _memory_kib(mount: Mount) -> int:
-    lines = Path(f"/proc/{mount.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -124,6 +115,34 @@ def test_links_of_the_host_stay_inside_the_host(mounted: Mounter, workplace: Pat
     assert code_of(os.stat, mount.point / "absolute/file") == errno.ENOENT
     assert code_of(os.stat, mount.point / "climbing/file") == errno.ENOENT
     assert (mount.point / "good/file").read_text() == "inside"
+
+
+def test_what_is_removed_as_soon_as_it_is_made_costs_nothing(mounted: Mounter) -> None:
+    """A file that another writer removes before the server has looked at it is closed again."""
+    mount = mounted()
+    mount.point.stat()
+    before = mount.descriptors()
+    made = 0
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            while True:
+                with contextlib.suppress(OSError):
+                    os.unlink(mount.sysroot / "file")
+        os._exit(1)
+    try:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                os.close(os.open(mount.point / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                made += 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert made
+    _make_the_kernel_forget()
+    assert _wait_until(lambda: mount.descriptors() <= before), mount.descriptors()
 
 
 # --- rights -------------------------------------------------------------------------------------
@@ -254,7 +273,7 @@ def test_a_walk_of_both_layers_within_1024_descriptors(mounted: Mounter) -> None
     for top in (mount.sysroot, mount.host):
         _fill(top, 100, 25)
     assert _walk(mount.point) == 5000
-    assert _descriptors(mount) < 900
+    assert mount.descriptors() < 900
     # And files that are really open work beside what the walk has left behind.
     with contextlib.ExitStack() as opened:
         for number in range(100):
@@ -273,7 +292,7 @@ def test_what_was_not_removed_is_not_kept_open(mounted: Mounter) -> None:
         assert code_of(os.rmdir, mount.point / f"d{number}") == errno.ENOTEMPTY
         os.unlink(mount.point / f"f{number}")
     assert sum(1 for name in os.listdir(mount.point) if name.startswith("g")) == 400
-    assert _descriptors(mount) < 200
+    assert mount.descriptors() < 200
 
 
 def test_twins_of_many_deep_directories_share_descriptors(mounted: Mounter) -> None:
@@ -340,10 +359,10 @@ def test_memory_and_descriptors_come_back(mounted: Mounter) -> None:
         top.mkdir()
         _fill(top, 20, 150)
         assert _walk(mount.point / top.name) == 3000
-        held = _descriptors(mount)
+        held = mount.descriptors()
         _make_the_kernel_forget()
-        assert _wait_until(lambda held=held: _descriptors(mount) < held / 2)  # type: ignore[misc]
-        levels.append(_memory_kib(mount))
+        assert _wait_until(lambda held=held: mount.descriptors() < held / 2)  # type: ignore[misc]
+        levels.append(mount.memory_kib())
     # Three thousand inodes that stayed would be two MiB a turn.
     assert levels[2] - levels[0] < 2048, levels
 

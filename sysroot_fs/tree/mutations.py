@@ -76,7 +76,11 @@ def _make_held(
 
 def _found(place: Place, name: bytes, stored: bytes) -> Found:
     """What a step would say of the entry that was just made."""
-    stat, _ = attributes(place.fd, stored)
+    try:
+        stat, _ = attributes(place.fd, stored)
+    except FileNotFoundError:
+        # Another writer has removed it already: the kernel walks again.
+        raise error(errno.ESTALE) from None
     if place.layer is Layer.HOST:
         return Found(Layer.HOST, Verdict.HOST, stored, stat, place.descriptor, place.mapped)
     mapped = place.mapped or stored != name
@@ -91,17 +95,16 @@ def create(
     parent = tree.inodes[parent_id]
     backing = files.backing_flags(flags) | _CREATE
 
-    def make(dirfd: int, stored: bytes) -> int:
-        return os.open(stored, backing, stat_module.S_IMODE(mode), dir_fd=dirfd)
+    def make(dirfd: int, stored: bytes) -> Descriptor:
+        return Descriptor(os.open(stored, backing, stat_module.S_IMODE(mode), dir_fd=dirfd))
 
     try:
-        found, fd = _make(tree, parent, name, caller, make)
+        found, descriptor = _make(tree, parent, name, caller, make)
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
         # It came meanwhile. The kernel walks again and asks whether the caller may open it.
         raise error(errno.ESTALE) from None
-    descriptor = Descriptor(fd)
     entry = tree.adopt(parent, name, found)
     entry.inode.opened += (descriptor,)
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
