@@ -26,8 +26,11 @@ import attrs
 from tests.caseless import open_kind
 from tests.matrix import coreutils, guests, report
 from tests.matrix.building import GuestBuildError
+from tests.matrix.hostile import HOSTILE
 from tests.matrix.lines import Lines
+from tests.matrix.races import RACES
 from tests.matrix.report import Result
+from tests.matrix.soak import SOAK
 from tests.matrix.suite import (
     GUESTS,
     MODES,
@@ -41,7 +44,12 @@ from tests.matrix.suite import (
 )
 from tests.matrix.volumes import VolumeError
 
-SUITES: Final[tuple[Suite, ...]] = (Lines("coreutils", cases=coreutils.CASES),)
+SUITES: Final[tuple[Suite, ...]] = (
+    Lines("coreutils", cases=coreutils.CASES),
+    HOSTILE,
+    RACES,
+    SOAK,
+)
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
