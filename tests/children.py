@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,6 +56,8 @@ def start_child(
         os.setresuid(uid, uid, uid)
         answer = (True, work())
     except BaseException as error:
+        # It goes along through the pipe; the traceback does not.
+        error.add_note("in the child:\n" + "".join(traceback.format_tb(error.__traceback__)))
         answer = (False, error)
     finally:
         # Never back into the test run: its buffers and exit handlers are the parent's.

@@ -307,6 +307,66 @@ def test_twins_of_many_deep_directories_share_descriptors(mounted: Mounter) -> N
         assert (mount.point / f"deep{number}" / below / "file").read_text() == str(number)
 
 
+def _hold(path: Path, flags: int) -> tuple[list[int], int]:
+    """Descriptors of the files in *path*, opened over and over until that fails, and the errno."""
+    held: list[int] = []
+    names = os.listdir(path)
+    while True:
+        try:
+            held.append(os.open(path / names[len(held) % len(names)], flags))
+        except OSError as failure:
+            return held, failure.errno or 0
+
+
+def test_open_files_leave_descriptors_for_others(mounted: Mounter) -> None:
+    """Whatever one guest holds open, names are found, made, listed and removed by the others."""
+    mount = mounted(descriptors=256)
+    for name in ("many", "other"):
+        (mount.point / name).mkdir()
+    for number in range(300):
+        (mount.point / f"many/{number}").touch()
+    _make_the_kernel_forget()
+    before = mount.descriptors()
+    held, code = _hold(mount.point / "many", os.O_RDONLY)
+    try:
+        assert code == errno.ENFILE
+        assert len(held) > 100
+        assert code_of(os.unlink, mount.point / "many/0") in (0, errno.ENFILE)
+        for number in range(100):
+            path = mount.point / "other" / str(number)
+            path.mkdir()
+            (path / "sub").mkdir()
+            path.rename(path.with_name(f"moved-{number}"))
+            assert os.listdir(path.with_name(f"moved-{number}")) == ["sub"]
+            (path.with_name(f"moved-{number}") / "sub").rmdir()
+    finally:
+        for fd in held:
+            os.close(fd)
+    (mount.point / "other/file").write_text("again")
+    _make_the_kernel_forget()
+    assert _wait_until(lambda: mount.descriptors() <= before + 8)
+
+
+def test_removed_files_leave_descriptors_for_others(mounted: Mounter) -> None:
+    """Removed files that a guest holds without having opened them take no descriptor for good."""
+    mount = mounted(descriptors=256)
+    (mount.point / "many").mkdir()
+    for number in range(400):
+        (mount.point / f"many/{number}").touch()
+    held = [os.open(mount.point / f"many/{number}", os.O_PATH) for number in range(400)]
+    try:
+        for number in range(400):
+            os.unlink(mount.point / f"many/{number}")
+        (mount.point / "file").write_text("good")
+        assert (mount.point / "file").read_text() == "good"
+        # What had room is as it was; the others are gone.
+        assert {code_of(os.fstat, fd) for fd in held} <= {0, errno.ESTALE}
+        assert os.fstat(held[0]).st_nlink == 0
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def test_a_mount_below_a_renamed_directory_stays(mounted: Mounter) -> None:
     """Renaming a directory leaves what is mounted below it where it is."""
     mount = mounted()

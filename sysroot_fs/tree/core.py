@@ -124,6 +124,7 @@ class Tree:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._twin_limit = max(16, min(soft // 16, 512))
         self.inodes = Inodes(root, max(64, min(soft // 4, 8192)), self.holder)
+        self.inodes.ceiling = soft - max(64, min(soft // 8, 1536))
 
     def close(self) -> None:
         """Let go of what is held. Descriptors close with their last holder."""

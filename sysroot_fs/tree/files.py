@@ -42,7 +42,8 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     """Open the inode *number*, itself and never what a name means by now.
 
     Only regular files are opened: the guest's kernel serves fifos, sockets and devices itself,
-    and opening one here would act on the host. Raises ESTALE where the inode has gone.
+    and opening one here would act on the host. Raises ESTALE where the inode has gone, ENFILE
+    where too many files are open.
     """
     inode = tree.inodes[number]
     if inode.kind != stat_module.S_IFREG:
@@ -54,6 +55,7 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     if writable or flags & os.O_TRUNC:
         tree.check_writable(inode.layer)
     held = tree.inodes.descriptor(inode)
+    tree.inodes.check_room()
     try:
         fd = os.open(fd_path(held.fd), backing_flags(flags))
     except FileNotFoundError:

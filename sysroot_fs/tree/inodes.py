@@ -8,6 +8,10 @@ alone identifies.
 Descriptors (O_PATH) are a cache: the least recently used are closed past a bound and opened again
 from the nearest ancestor, one component at a time, with the identity checked. An unlinked inode is
 pinned instead: its name is gone, so the descriptor is all there is.
+
+The cache gives way to open files. These, and what is pinned for longer than a call, never get the
+last descriptors (`ceiling`): whatever one guest holds open, the others can still find, make and
+list names.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -25,6 +30,8 @@ from sidecar.spelling import EXACT, Spelling
 from sidecar.walk import Layer
 
 ROOT_ID = 1
+FEW = 16
+"""So many descriptors are kept where open files need the rest."""
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Key = tuple[object, ...]
@@ -139,6 +146,8 @@ class Inodes:
     root: Inode
     limit: int
     holder: Callable[[Inode], Descriptor]
+    ceiling: int = sys.maxsize
+    """From this number on a descriptor is for work that ends with its request."""
     _by_id: dict[int, Inode] = field(factory=dict, init=False)
     _by_key: dict[Key, Inode] = field(factory=dict, init=False)
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
@@ -256,9 +265,14 @@ class Inodes:
                     known.mapped = known.rule = None
 
     def vanish(self, inode: Inode) -> None:
-        """The last name of *inode* went away: another object may get its key."""
+        """The last name of *inode* went away: another object may get its key.
+
+        It stays pinned where it is open, or while there is room; else it is stale from now on.
+        """
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
+        if not inode.opened and self._next() >= self.ceiling:
+            inode.pinned, inode.descriptor = False, None
 
     # --- descriptors -------------------------------------------------------------------------
 
@@ -293,9 +307,41 @@ class Inodes:
 
     def _keep(self, inode: Inode) -> None:
         self._open[inode] = None
-        while len(self._open) > self.limit:
+        assert inode.descriptor is not None
+        # The kernel gives the lowest number that is free.
+        self._shrink(self.limit if inode.descriptor.fd < self.ceiling else FEW)
+
+    def _shrink(self, limit: int) -> None:
+        while len(self._open) > limit:
             old, _ = self._open.popitem(last=False)
             old.descriptor = None
+
+    def check_room(self) -> None:
+        """Raise ENFILE where one more descriptor that stays open would be one of the last."""
+        if self._next() >= self.ceiling:
+            self._shrink(FEW)
+            if self._next() >= self.ceiling:
+                raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    def lowered(self, descriptor: Descriptor) -> Descriptor:
+        """*descriptor*, which stays open, under a number that is not one of the last."""
+        if descriptor.fd < self.ceiling:
+            return descriptor
+        self._shrink(FEW)
+        # Where what was needed for the moment is closed by now there is a lower one.
+        return Descriptor(os.dup(descriptor.fd))
+
+    def _next(self) -> int:
+        """The number that the next descriptor will have."""
+        assert self.root.descriptor is not None
+        try:
+            fd = os.dup(self.root.descriptor.fd)
+        except OSError as failure:
+            if failure.errno != errno.EMFILE:
+                raise
+            return sys.maxsize
+        os.close(fd)
+        return fd
 
     def left_the_sysroot(self, top: Inode) -> list[tuple[int, bytes]]:
         """(parent id, name) of the known host entries of sysroot directories below *top*."""

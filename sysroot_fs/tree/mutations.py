@@ -91,8 +91,9 @@ def _found(place: Place, name: bytes, stored: bytes) -> Found:
 def create(
     tree: Tree, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller
 ) -> tuple[Handle, Entry]:
-    """Create a regular file and open it."""
+    """Create a regular file and open it. Raises ENFILE where too many files are open."""
     parent = tree.inodes[parent_id]
+    tree.inodes.check_room()
     backing = files.backing_flags(flags) | _CREATE
 
     def make(dirfd: int, stored: bytes) -> Descriptor:
@@ -106,6 +107,7 @@ def create(
         # It came meanwhile. The kernel walks again and asks whether the caller may open it.
         raise error(errno.ESTALE) from None
     entry = tree.adopt(parent, name, found)
+    descriptor = tree.inodes.lowered(descriptor)
     entry.inode.opened += (descriptor,)
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
 
@@ -206,6 +208,9 @@ def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
     if inode is None:
         yield
         return
+    if inode.opened:
+        # It stays pinned for as long as somebody has it open.
+        tree.inodes.check_room()
     tree.inodes.pin(inode)
     try:
         yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,8 +68,9 @@ class _Worker:
 
     def create(self) -> None:
         name = self.fresh()
+        wanted = errno.EEXIST if name in self.names else 0
         code = code_of(self._make, name)
-        assert code == (errno.EEXIST if name in self.names else 0), (name, code)
+        assert code == wanted, f"{name}: errno {code} instead of {wanted}"
 
     def _make(self, name: str) -> None:
         fd = os.open(self.top / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -123,8 +125,8 @@ class _Worker:
 
     def list(self) -> None:
         directory = self.random.choice(_DIRECTORIES)
-        mine = f"-{self.number}-"
-        listed = [name for name in os.listdir(self.top / directory) if mine in name]
+        is_mine = re.compile(f".*-{self.number}-[0-9]").fullmatch
+        listed = filter(is_mine, os.listdir(self.top / directory))
         wanted = [name.rpartition("/") for name in self.names]
         assert sorted(listed) == sorted(name for where, _, name in wanted if where == directory)
 
