@@ -1,14 +1,8 @@
 """The cases for GNU coreutils: at least one for each program of the musl guest.
 
-The scripts stand in ``coreutils_cases/*.txt``, as a person would type them:
-
-    === PROGRAM[,PROGRAM..] WHAT [NEED..] [user=UID]
-    the script, to the next such line
-
-NEED is one of `cases.NEEDS`; ``@NAME@`` stands for a piece of script of `_PIECES`, and
-``@PROGRAM@`` for the program. No script says what is right: that is what it does in a plain ext4
-chroot of the same guest. PATH has /usr/bin first, so every name means GNU's program, but for those
-that busybox's shell has built in (`BUILT_IN`): they are run by their path.
+The scripts stand in ``coreutils_cases/*.txt``, as `case_files` reads them. PATH has /usr/bin first,
+so every name means GNU's program, but for those that busybox's shell has built in (`BUILT_IN`):
+they are run by their path.
 
 No script tries to change anything outside of its directory, not even to be refused: a volume
 without owners would let it, and the cases behind it would have another guest.
@@ -16,12 +10,10 @@ without owners would let it, and the cases behind it would have another guest.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.matrix.cases import Case
+from tests.matrix.case_files import read_cases
 
 __all__ = ["BUILT_IN", "CASES", "PLACE"]
 
@@ -62,31 +54,5 @@ _PIECES: Final = {
     "TEST": _OPERATORS.replace("BEGIN", f"{PLACE}/test").replace(" END", ""),
     "BRACKET": _OPERATORS.replace("BEGIN", f"{PLACE}/[").replace("END", "]"),
 }
-_HEAD: Final = re.compile(r"^=== (?P<programs>\S+) (?P<what>\S+)(?P<more>.*)\n", re.MULTILINE)
 
-
-def _read(text: str) -> Iterator[Case]:
-    """The cases of a file."""
-    _, *parts = _HEAD.split(text)
-    for programs, what, more, script in zip(*[iter(parts)] * 4, strict=True):
-        user = 0
-        needs = set(more.split())
-        for word in [word for word in needs if word.startswith("user=")]:
-            needs.remove(word)
-            needs |= {"owners", "modes"}
-            user = int(word.removeprefix("user="))
-        for program in programs.split(","):
-            pieces = {**_PIECES, "PROGRAM": program}
-            full = "".join(
-                pieces[part] if number % 2 else part
-                for number, part in enumerate(re.split(r"@([A-Z_]+)@", script))
-            )
-            name = f"{'bracket' if program == '[' else program}-{what}"
-            yield Case(name, program, full.rstrip("\n"), frozenset(needs), user)
-
-
-CASES: Final = tuple(
-    case
-    for path in sorted(Path(__file__).with_name("coreutils_cases").glob("*.txt"))
-    for case in _read(path.read_text("utf-8"))
-)
+CASES: Final = read_cases(Path(__file__).with_name("coreutils_cases"), _PIECES)

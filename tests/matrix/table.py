@@ -24,8 +24,9 @@ from typing import Final
 import attrs
 
 from tests.caseless import open_kind
-from tests.matrix import coreutils, guests, report
+from tests.matrix import coreutils, fallback_items, guests, report
 from tests.matrix.building import GuestBuildError
+from tests.matrix.fallback import Fallback
 from tests.matrix.hostile import HOSTILE
 from tests.matrix.lines import Lines
 from tests.matrix.races import RACES
@@ -49,6 +50,7 @@ SUITES: Final[tuple[Suite, ...]] = (
     HOSTILE,
     RACES,
     SOAK,
+    Fallback("fallback", places=(), of=fallback_items.ITEMS),
 )
 
 _FUSE = frozenset({"removed-directories"})
