@@ -32,7 +32,7 @@ from attrs import define, field, frozen
 from sidecar import casefold, escape, index_file, linux
 from sidecar.index_file import change_rows, rows_in
 from sidecar.linux import Stat
-from sidecar.look import attributes
+from sidecar.look import attributes, is_taken
 from sidecar.naming import (
     HELPER_NAMES,
     INDEX_FILE,
@@ -181,7 +181,10 @@ class DirectoryIndex:
         self._believed = 0
 
     def _spelled(self, dirfd: int, stored: bytes) -> bool:
-        """Whether an entry that answers to *stored* is spelled exactly so."""
+        """Whether an entry that answers to *stored* is spelled exactly so.
+
+        If not, and if the volume has such an entry at all, *stored* is among the claims afterwards.
+        """
         if not self.traits.needs_spelling or stored in self.names:
             return True
         if stored in self._claims:
@@ -189,7 +192,8 @@ class DirectoryIndex:
         self.scan(dirfd)
         if stored in self.names:
             return True
-        self._claims.add(stored)
+        if is_taken(dirfd, stored):
+            self._claims.add(stored)
         return False
 
     def find(self, dirfd: int, name: bytes) -> tuple[Entry | None, bool]:
@@ -263,7 +267,7 @@ class DirectoryIndex:
             if seen is not None:
                 if self._spelled(dirfd, name):
                     return Entry(name, Kind.LITERAL, *seen), False
-                claimed = True
+                claimed = name in self._claims
             elif self.traits.needs_spelling:
                 claimed = self._slot_taken(dirfd, name)
         if escape_fits(name, self.traits):

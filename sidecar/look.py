@@ -10,6 +10,7 @@ so looking is safe and entering is refused.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from sidecar import linux
@@ -78,3 +79,19 @@ def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
             # A dead mount is listed like anything else; whoever enters it meets the error.
             return stat, False
         raise
+
+
+def is_taken(dirfd: int, name: bytes) -> bool:
+    """Whether the volume has an entry that answers to *name* at this moment.
+
+    The kernel remembers of a FUSE volume that a name is there under another spelling, for a second
+    or more, although that one is gone. It asks again only where something is about to be made: a
+    link to a directory never is, but for a name that is taken the refusal is another.
+    """
+    try:
+        os.link(b".", name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+    except FileExistsError:
+        return True
+    except OSError:
+        pass
+    return False

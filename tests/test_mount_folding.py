@@ -679,3 +679,15 @@ def test_a_slot_lately_free_is_claimed(mounted: Mounter, volume: Volume) -> None
     code = code_of(os.stat, mount.point / "made")
     # lowntfs stores no upper case: the directory has an escape and the literal slot stays free.
     assert code == (0 if volume.kind == "lowntfs" else errno.ENOENT)
+
+
+def test_a_slot_that_is_freed_shows_the_hosts(folded: Spot, beside: Path) -> None:
+    """When the entry goes that claimed a spelling, the host's entry of it is seen at once."""
+    write_all(beside, "MADE", "GONE")
+    write_all(folded.path, "made", "gone")
+    for name in ("MADE", "GONE"):
+        assert code_of(os.stat, folded.path / name) == errno.ENOENT
+    os.unlink(folded.path / "made")
+    os.rename(folded.path / "gone", folded.path / "other")
+    assert (folded.path / "MADE").read_text() == "MADE"
+    assert (folded.path / "GONE").read_text() == "GONE"

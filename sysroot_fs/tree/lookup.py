@@ -24,9 +24,15 @@ class Miss:
 def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | Miss:
     """What *name* is in the directory *parent_id*: its entry, one lookup more, or a miss."""
     parent = tree.inodes[parent_id]
-    found = tree.walk.step(tree.place(parent), name, caller)
+    place = tree.place(parent)
+    found = tree.walk.step(place, name, caller)
     if isinstance(found, Absent):
         private = found.private or tree.depends_on_spelling(parent, found)
+        # When the entry goes that claims the name, the host's shows; the kernel could not be told
+        # of every spelling that it remembers.
+        private = private or (
+            found.verdict is Verdict.CLAIMED and tree.walk.host is not None and not place.mapped
+        )
         return Miss(0.0 if private else _remembered(tree, parent, name))
     if found.verdict is Verdict.FOLDED:
         key = parent.spelling().key
