@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, rule
 
-from sidecar import casefold, linux
 from tests.caseless import open_kind
+from tests.machines import Caseless, fail, fold, run
 from tests.mounts import Mounter
 
 NAMES: Final = ["a", "A", "é", "E\u0301", "ß", "ss", "SS", "d", "D"]
 
 name = st.sampled_from(NAMES)
 path = st.builds(lambda above, last: f"{above}{last}", st.sampled_from(["", "", "d/", "D/"]), name)
-data = st.sampled_from(["", "one", "another"])
 
 
 @attrs.define(eq=False)
@@ -39,14 +36,6 @@ class Node:
     def is_directory(self) -> bool:
         """Whether it has entries and no text."""
         return self.text is None
-
-
-def fold(last: str) -> str:
-    return os.fsdecode(casefold.key(os.fsencode(last)))
-
-
-def fail(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 class Model:
@@ -90,6 +79,9 @@ class Model:
         if node is not None:
             raise fail(errno.EEXIST)
         here.entries[fold(last)] = (last, Node(text))
+
+    def mkdir(self, where: str) -> None:
+        self.make(where, None)
 
     def unlink(self, where: str) -> None:
         here, last, node = self._place(where)
@@ -157,38 +149,16 @@ class Model:
         return sorted(spelling for spelling, _ in node.entries.values())
 
 
-def outcome(call: Callable[[], object]) -> object:
-    """What a call returns, or the name of its failure."""
-    try:
-        return call()
-    except OSError as error:
-        return f"errno {error.errno}"
+class Folding(Caseless):
+    """Against the model, over one mount."""
 
-
-class Folding(RuleBasedStateMachine):
-    """Every call is made on the mount and on the model."""
-
+    paths = path
+    model: Model
     _serial = itertools.count()
 
     def __init__(self, point: Path) -> None:
-        super().__init__()
-        self.top = point / f"example-{next(self._serial)}"
+        super().__init__(point / f"example-{next(self._serial)}", Model())
         self.top.mkdir()
-        self.model = Model()
-
-    def both(self, mine: Callable[[], object], model: Callable[[], object]) -> None:
-        assert outcome(mine) == outcome(model)
-
-    @rule(where=path)
-    def read(self, where: str) -> None:
-        self.both(lambda: (self.top / where).read_text(), lambda: self.model.read(where))
-
-    @rule(where=path, text=data)
-    def write(self, where: str, text: str) -> None:
-        def call() -> None:
-            (self.top / where).write_text(text)
-
-        self.both(call, lambda: self.model.write(where, text))
 
     @rule(where=path)
     def create(self, where: str) -> None:
@@ -196,36 +166,6 @@ class Folding(RuleBasedStateMachine):
             os.close(os.open(self.top / where, os.O_CREAT | os.O_EXCL))
 
         self.both(call, lambda: self.model.make(where, ""))
-
-    @rule(where=path)
-    def mkdir(self, where: str) -> None:
-        self.both(lambda: os.mkdir(self.top / where), lambda: self.model.make(where, None))
-
-    @rule(where=path)
-    def unlink(self, where: str) -> None:
-        self.both(lambda: os.unlink(self.top / where), lambda: self.model.unlink(where))
-
-    @rule(where=path)
-    def rmdir(self, where: str) -> None:
-        self.both(lambda: os.rmdir(self.top / where), lambda: self.model.rmdir(where))
-
-    @rule(old=path, new=path)
-    def link(self, old: str, new: str) -> None:
-        self.both(
-            lambda: os.link(self.top / old, self.top / new), lambda: self.model.link(old, new)
-        )
-
-    @rule(old=path, new=path, noreplace=st.booleans())
-    def rename(self, old: str, new: str, noreplace: bool) -> None:
-        call = functools.partial(
-            linux.renameat2,
-            linux.AT_FDCWD,
-            os.fsencode(self.top / old),
-            linux.AT_FDCWD,
-            os.fsencode(self.top / new),
-            linux.RENAME_NOREPLACE if noreplace else 0,
-        )
-        self.both(call, lambda: self.model.rename(old, new, noreplace))
 
     @rule(where=path, noreplace=st.booleans())
     def rename_its_case(self, where: str, noreplace: bool) -> None:
@@ -235,10 +175,7 @@ class Folding(RuleBasedStateMachine):
     @invariant()
     def same_listings(self) -> None:
         for where in ("", "d", "D"):
-            self.both(
-                functools.partial(lambda one: sorted(os.listdir(self.top / one)), where),
-                functools.partial(self.model.listdir, where),
-            )
+            self.same_listing(where)
 
     @invariant()
     def every_spelling_has_its_answer(self) -> None:
@@ -284,13 +221,4 @@ def machine(request: pytest.FixtureRequest, workplace: Path) -> Iterator[type[Fo
 
 def test_a_caseless_tree(machine: type[Folding]) -> None:
     """Whatever is called in whatever order, the mount answers as the model does."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=25,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run(machine, examples=30, steps=25)

@@ -7,28 +7,18 @@ each call both answer the same, and both trees hold the same.
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant
 
-from sidecar import linux
+from tests.machines import Caseless, fail, fold, run
 from tests.mounts import Mounter
-from tests.test_fold_machine import fail, fold, outcome
 
 NAMES: Final = ["a", "A", "b", "B", "dd", "dD", "DD"]
 
@@ -38,7 +28,6 @@ path = st.builds(
     st.sampled_from(["", "", "DD/", "dd/", "dD/dd/", "DD/DD/"]),
     name,
 )
-data = st.sampled_from(["", "one", "another"])
 MADE: Final = [
     f"{above}{last}"
     for above in ("", "DD/", "dD/", "dd/", "DD/dd/", "dD/DD/", "dd/dd/", "dd/dD/")
@@ -196,16 +185,17 @@ def everything(top: Path) -> dict[str, str | None]:
     }
 
 
-class Merging(RuleBasedStateMachine):
-    """Every call is made on the mount and on the model."""
+class Merging(Caseless):
+    """Against the model, over one mount."""
 
+    paths = path
+    model: Model
     _serial = itertools.count()
 
     def __init__(self, point: Path, sysroot: Path, plain: Path) -> None:
-        super().__init__()
         example = f"example-{next(self._serial)}"
-        self.top, self.lower, self.plain = point / example, sysroot / example, plain / example
-        self.model = Model(self.plain)
+        super().__init__(point / example, Model(plain / example))
+        self.lower, self.plain = sysroot / example, plain / example
 
     @initialize(made=st.lists(st.tuples(st.sampled_from(MADE), st.booleans()), max_size=16))
     def fill(self, made: list[tuple[str, bool]]) -> None:
@@ -223,50 +213,6 @@ class Merging(RuleBasedStateMachine):
                 else:
                     entry.write_text(where)
 
-    def both(self, mine: Callable[[], object], model: Callable[[], object]) -> None:
-        assert outcome(mine) == outcome(model)
-
-    @rule(where=path)
-    def read(self, where: str) -> None:
-        self.both((self.top / where).read_text, lambda: self.model.read(where))
-
-    @rule(where=path, text=data)
-    def write(self, where: str, text: str) -> None:
-        def call() -> None:
-            (self.top / where).write_text(text)
-
-        self.both(call, lambda: self.model.write(where, text))
-
-    @rule(where=path)
-    def mkdir(self, where: str) -> None:
-        self.both(lambda: os.mkdir(self.top / where), lambda: self.model.mkdir(where))
-
-    @rule(where=path)
-    def unlink(self, where: str) -> None:
-        self.both(lambda: os.unlink(self.top / where), lambda: self.model.unlink(where))
-
-    @rule(where=path)
-    def rmdir(self, where: str) -> None:
-        self.both(lambda: os.rmdir(self.top / where), lambda: self.model.rmdir(where))
-
-    @rule(old=path, new=path)
-    def link(self, old: str, new: str) -> None:
-        self.both(
-            lambda: os.link(self.top / old, self.top / new), lambda: self.model.link(old, new)
-        )
-
-    @rule(old=path, new=path, noreplace=st.booleans())
-    def rename(self, old: str, new: str, noreplace: bool) -> None:
-        call = functools.partial(
-            linux.renameat2,
-            linux.AT_FDCWD,
-            os.fsencode(self.top / old),
-            linux.AT_FDCWD,
-            os.fsencode(self.top / new),
-            linux.RENAME_NOREPLACE if noreplace else 0,
-        )
-        self.both(call, lambda: self.model.rename(old, new, noreplace))
-
     @invariant()
     def same_trees(self) -> None:
         if self.plain.exists():
@@ -277,10 +223,7 @@ class Merging(RuleBasedStateMachine):
         if not self.plain.exists():
             return
         for where in ("", "dd", "DD", "dD/DD"):
-            self.both(
-                functools.partial(lambda one: sorted(os.listdir(self.top / one)), where),
-                functools.partial(self.model.listdir, where),
-            )
+            self.same_listing(where)
         numbers: dict[tuple[int, int], int] = {}
         for where in MADE:
             self.read(where)
@@ -314,14 +257,4 @@ def machine(request: pytest.FixtureRequest, mounted: Mounter) -> type[Merging]:
 
 def test_merged_directories(machine: type[Merging]) -> None:
     """Whatever is called in whatever order, the mount answers as the model does."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=10,
-            derandomize=True,
-            stateful_step_count=20,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run(machine, examples=10, steps=20, derandomize=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sidecar import linux
+from tests import machines
 from tests.matrix.volumes import open_volume
 from tests.mounts import Mount, Mounter
 
@@ -31,14 +31,6 @@ entry = st.builds(
     st.one_of(name, st.sampled_from(DIRECTORIES)),
 )
 data = st.binary(max_size=12)
-
-
-def outcome(call: Callable[[], object]) -> object:
-    """What a call returns, or the name of its failure."""
-    try:
-        return call()
-    except OSError as error:
-        return f"errno {error.errno}"
 
 
 def picture(top: Path) -> dict[str, tuple[object, ...]]:
@@ -84,7 +76,7 @@ class Parity(RuleBasedStateMachine):
             side.mkdir()
 
     def both(self, call: Callable[[Path], object]) -> None:
-        mine, linux_s = (outcome(functools.partial(call, side)) for side in self.sides)
+        mine, linux_s = (machines.outcome(functools.partial(call, side)) for side in self.sides)
         assert mine == linux_s
 
     @rule(path=entry, content=data)
@@ -131,16 +123,7 @@ class Parity(RuleBasedStateMachine):
         if flag == linux.RENAME_EXCHANGE and not self.exchange:
             return
 
-        def call(side: Path) -> None:
-            linux.renameat2(
-                linux.AT_FDCWD,
-                os.fsencode(side / old),
-                linux.AT_FDCWD,
-                os.fsencode(side / new),
-                flag,
-            )
-
-        self.both(call)
+        self.both(lambda side: machines.rename(side / old, side / new, flag))
 
     @rule(path=entry)
     def unlink(self, path: str) -> None:
@@ -233,13 +216,4 @@ def machine(request: pytest.FixtureRequest, workplace: Path) -> Iterator[type[Pa
 
 def test_parity(machine: type[Parity]) -> None:
     """Whatever is called in whatever order, the mount answers and looks like a plain directory."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    machines.run(machine, examples=60, steps=40)
