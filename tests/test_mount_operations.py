@@ -693,6 +693,16 @@ def test_rewinddir_reads_again(many: Stream, place: Path) -> None:
     assert len(found) == 3002
 
 
+def test_a_directory_is_read_when_it_is_read(place: Path) -> None:
+    """What was made since a directory was opened is in its first listing."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (place / "late").touch()
+        assert os.listdir(fd) == ["late"]
+    finally:
+        os.close(fd)
+
+
 def test_seekdir_goes_back(many: Stream) -> None:
     """From every remembered position the listing goes on as it did before."""
     marks = []

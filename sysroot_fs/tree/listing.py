@@ -1,6 +1,6 @@
 """Listing a directory.
 
-A listing is taken whole when it is opened or rewound, and its offsets count in it: entries that
+A listing is taken whole when it is first read or rewound, and its offsets count in it: entries that
 come or go while somebody reads are neither lost nor repeated otherwise, and seekdir works. What
 went away meanwhile is left out where it is reached.
 """
@@ -26,12 +26,11 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @define(slots=True, eq=False)
 class Listing:
-    """An open directory: whose it is, and the names as they were when it was opened."""
+    """An open directory: whose it is, and the names as they were when reading began."""
 
     inode: Inode
     caller: Caller
-    names: list[bytes]
-    unread: bool = True
+    names: list[bytes] | None = None
 
 
 def names_in(holder: Descriptor) -> list[bytes]:
@@ -44,9 +43,8 @@ def names_in(holder: Descriptor) -> list[bytes]:
 
 
 def open_listing(tree: Tree, number: int, caller: Caller) -> Listing:
-    """Open the directory *number*. Errors of reading it are raised here."""
-    inode = tree.inodes[number]
-    return Listing(inode, caller, _snapshot(tree, inode, caller))
+    """Open the directory *number*. Nothing is read: programs hold directories without reading."""
+    return Listing(tree.inodes[number], caller)
 
 
 def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
@@ -111,16 +109,14 @@ def _merged_names(tree: Tree, place: Place, caller: Caller) -> list[bytes]:
 def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entry, int]]:
     """(name, entry, offset behind it) from offset *start* on.
 
-    Offset zero for the second time (rewinddir) reads the directory again. Each entry carries one
-    lookup for the kernel, `.` and `..` excepted, which the kernel does not count: an entry that
-    could not be handed on must be given back with `Inodes.forget`.
+    Offset zero (also rewinddir) reads the directory anew. Each entry carries one lookup for the
+    kernel, `.` and `..` excepted, which the kernel does not count: an entry that could not be
+    handed on must be given back with `Inodes.forget`.
     """
     inode = listing.inode
-    if start == 0:
-        if not listing.unread:
-            listing.names = _snapshot(tree, inode, listing.caller)
-        listing.unread = False
     names = listing.names
+    if start == 0 or names is None:
+        names = listing.names = _snapshot(tree, inode, listing.caller)
     for offset, (dots, known) in enumerate(((b".", inode), (b"..", inode.parent or inode))):
         if start <= offset:
             yield dots, Entry(known, getattr_(tree, known.id), 0.0), offset + 1
