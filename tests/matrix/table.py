@@ -29,6 +29,7 @@ from tests.matrix.building import GuestBuildError
 from tests.matrix.fallback import Fallback
 from tests.matrix.hostile import HOSTILE
 from tests.matrix.lines import Lines
+from tests.matrix.parity import Parity
 from tests.matrix.races import RACES
 from tests.matrix.report import Result
 from tests.matrix.soak import SOAK
@@ -51,6 +52,7 @@ SUITES: Final[tuple[Suite, ...]] = (
     RACES,
     SOAK,
     Fallback("fallback", places=(), of=fallback_items.ITEMS),
+    Parity("parity"),
 )
 
 _FUSE = frozenset({"removed-directories"})

@@ -1,0 +1,42 @@
+"""Delta debugging: the fewest calls that still show a fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from tests.matrix.parity.calls import Call
+
+__all__ = ["shrink"]
+
+
+def shrink(
+    calls: Sequence[Call],
+    shows_it: Callable[[Sequence[Call]], bool],
+    seconds: float,
+    guess: Sequence[Call] = (),
+) -> list[Call]:
+    """Take calls away as long as the rest shows it, for about so many seconds.
+
+    A *guess* of what is needed is tried first. Raises ValueError where not even all show it.
+    """
+    deadline = time.monotonic() + seconds
+    left = list(guess)
+    if not left or not shows_it(left):
+        left = list(calls)
+        if not shows_it(left):
+            raise ValueError("it does not happen again")
+    size = max(1, len(left) // 2)
+    while time.monotonic() < deadline:
+        # From the end: what comes last depends on the rest, and not the rest on it.
+        end, before = len(left), len(left)
+        while end > 0 and time.monotonic() < deadline:
+            begin = max(0, end - size)
+            fewer = left[:begin] + left[end:]
+            if fewer and shows_it(fewer):
+                left = fewer
+            end = begin
+        if size == 1 and len(left) == before:
+            break
+        size = max(1, min(size // 2, len(left)))
+    return left

@@ -1,0 +1,160 @@
+"""The suite: each item is a seed, whose calls the mount and a plain directory must answer alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from sidecar.naming import INDEX_FILE
+from tests.matrix.cases import NEEDS
+from tests.matrix.parity.calls import Call
+from tests.matrix.parity.generate import EXCHANGE, SPECIAL_BITS, calls_of, measured_lacks, need_of
+from tests.matrix.parity.pair import Difference, Pair, SideError
+from tests.matrix.parity.script import script_of
+from tests.matrix.parity.shrink import shrink
+from tests.matrix.suite import Setting, Suite, Tally
+from tests.mounts import Mount
+
+__all__ = ["MEASURED", "Parity", "small"]
+
+_SEEDS: Final = 50
+_CALLS: Final = 2000
+_CALLS_OF_THE_CUT: Final = 300
+_SHRINKING_SECONDS: Final = 30.0
+_WHERE: Final = {"sysroot": "root", "host": "host"}
+MEASURED: Final[Mapping[str, str]] = {
+    EXCHANGE: "the volume cannot exchange two names",
+    SPECIAL_BITS: "the volume takes set-id and sticky bits away by itself",
+}
+"""Reasons for what is not in `NEEDS`."""
+
+
+@attrs.frozen
+class Parity(Suite):
+    """Random calls, compared with what they do on ext4."""
+
+    guests: tuple[str, ...] = ()
+
+    def items(self) -> Sequence[str]:
+        """The seeds."""
+        return [f"seed-{seed}" for seed in range(_SEEDS)]
+
+    def run(self, setting: Setting, items: Sequence[str]) -> Tally:
+        """Make the calls of some seeds, each in a fresh directory of one mount."""
+        on_host = setting.cell.place == "host"
+        where = _WHERE[setting.cell.place]
+        plain = setting.base / "plain"
+        below = (setting.host if on_host else setting.sysroot) / where
+        for directory in (plain, below):
+            directory.mkdir()
+        lacks = frozenset() if on_host else setting.lacks | measured_lacks(setting.volume.path)
+        run = _Run(lacks, _CALLS_OF_THE_CUT if setting.cut else _CALLS)
+        try:
+            with setting.mounted() as mount:
+                run.mounted(mount, plain, mount.point / where, items)
+        except AssertionError as error:
+            run.failures["(the server)"] = str(error).splitlines()
+        for item in items:
+            if item not in run.done:
+                run.failures.setdefault(item, ["not run: the server had gone"])
+        if left := set(os.listdir(below)) - {os.fsdecode(INDEX_FILE)}:
+            run.failures["(what was left)"] = sorted(left)
+        shutil.rmtree(below)
+        shutil.rmtree(plain)
+        skipped = {
+            f"calls that need {need}": f"{({**NEEDS, **MEASURED})[need]} ({count} calls left out)"
+            for need, count in sorted(run.left_out.items())
+        }
+        return Tally(len(run.done - run.failures.keys()), run.failures, skipped)
+
+
+@attrs.define
+class _Run:
+    """What came of the seeds of one cell so far."""
+
+    lacks: frozenset[str]
+    count: int
+    done: set[str] = attrs.Factory(set)
+    failures: dict[str, Sequence[str]] = attrs.Factory(dict)
+    left_out: Counter[str] = attrs.Factory(Counter)
+    _known: dict[tuple[object, ...], str] = attrs.Factory(dict)
+
+    def mounted(self, mount: Mount, plain: Path, other: Path, items: Sequence[str]) -> None:
+        """Run every item as long as the server answers."""
+        pair = Pair(plain, other, self.lacks)
+        pair.left_out = self.left_out
+        for item in items:
+            words = self._one(pair, item) + _complaints(mount)
+            self.done.add(item)
+            if words:
+                self.failures[item] = words
+            if mount.process.poll() is not None:
+                return
+
+    def _one(self, pair: Pair, item: str) -> list[str]:
+        seed = int(item.removeprefix("seed-"))
+        calls = []
+        for call in calls_of(seed, self.count):
+            missing = need_of(call) & self.lacks
+            self.left_out.update(missing)
+            if not missing:
+                calls.append(call)
+        try:
+            difference = pair.first_difference(calls)
+        except SideError as error:
+            return [f"seed {seed}: {error}"]
+        if difference is None:
+            return []
+        words = [f"seed {seed}:", *difference.words()]
+        if difference.kind in self._known:
+            return [*words, f"(looks like {self._known[difference.kind]})"]
+        self._known[difference.kind] = item
+        return [*words, *_shrunk(pair, calls[: difference.index + 1], difference, seed)]
+
+
+def _complaints(mount: Mount) -> list[str]:
+    try:
+        mount.check_log()
+    except AssertionError as error:
+        return str(error).splitlines()
+    return []
+
+
+def small(pair: Pair, calls: Sequence[Call], found: Difference, seconds: float) -> list[Call]:
+    """As few of the calls as show what was *found*, sought for about so many seconds.
+
+    Raises ValueError where it does not happen again.
+    """
+
+    def shows_it(some: Sequence[Call]) -> bool:
+        try:
+            difference = pair.first_difference(some)
+        except SideError:
+            return False
+        return difference is not None and difference.kind == found.kind
+
+    before = pair.left_out.copy()
+    try:
+        return shrink(calls, shows_it, seconds, pair.effective(calls))
+    finally:
+        pair.left_out.clear()
+        pair.left_out.update(before)
+
+
+def _shrunk(pair: Pair, calls: Sequence[Call], found: Difference, seed: int) -> list[str]:
+    """The script that shows it, in words of the tally."""
+    try:
+        left = small(pair, calls, found, _SHRINKING_SECONDS)
+    except (ValueError, SideError) as error:
+        return [f"in another fresh directory: {error}"]
+    title = f"Parity, seed {seed}: {found.call.name} differs."
+    return [
+        f"{len(calls)} calls, shrunk to {len(left)}; to see it again:",
+        *script_of(left, pair.lacks, title).splitlines(),
+    ]
