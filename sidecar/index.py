@@ -140,8 +140,8 @@ class DirectoryIndex:
 
         Raises OSError as the volume does, `DamagedIndex` for a malformed index file.
         """
-        before = os.fstat(dirfd)
         self._stamp = None
+        before = os.fstat(dirfd)
         reading = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dirfd)
         try:
             with os.scandir(reading) as entries:
@@ -396,30 +396,44 @@ class DirectoryIndex:
                     continue
                 self._write_rows(dirfd, add=(name, stored))
             try:
-                if not exclusive and (
-                    look(dirfd, stored) is not None
-                    or (kind is Kind.LITERAL and self.may_replace(dirfd, stored))
-                ):
-                    continue
-                made = make(stored)
+                if exclusive or not self._is_taken(dirfd, kind, stored):
+                    made = make(stored)
+                    self.added(dirfd, stored)
+                    return stored, made
+                goes_on = True
             except FileExistsError as error:
                 # Somebody else has made it since the scan.
                 self._stamp = None
                 self.doubt()
                 # Its traceback would hold this frame, and with it what the callers have open.
-                last = error.with_traceback(None)
-                continue
+                last, goes_on = error.with_traceback(None), True
             except OSError as error:
-                if kind is Kind.LITERAL and error.errno in UNSTORABLE:
-                    last = error.with_traceback(None)
-                    continue
-                raise
-            self.added(dirfd, stored)
-            return stored, made
+                last = error.with_traceback(None)
+                goes_on = kind is Kind.LITERAL and error.errno in UNSTORABLE
+            if kind is Kind.TOKEN:
+                self._drop_row(dirfd, name)
+            if not goes_on:
+                break
         try:
             raise last
         finally:
             del last
+
+    def _is_taken(self, dirfd: int, kind: Kind, stored: bytes) -> bool:
+        if look(dirfd, stored) is not None:
+            return True
+        return kind is Kind.LITERAL and self.may_replace(dirfd, stored)
+
+    def _drop_row(self, dirfd: int, name: bytes) -> None:
+        """Drop the row of *name*, which has no object; where that fails it stays, and is harmless.
+
+        Whether there is an object is what the guest is told, and not how its row fares.
+        """
+        try:
+            self._write_rows(dirfd, drop=name)
+        except OSError as failure:
+            log.warning("a row without an object stays: %s", failure)
+            self.rows.pop(name, None)
 
     def added(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* was made through this index."""
@@ -436,12 +450,7 @@ class DirectoryIndex:
         self._note(stored, False)
         for name, row in list(self.rows.items()):
             if row == stored:
-                try:
-                    self._write_rows(dirfd, drop=name)
-                except OSError as failure:
-                    # The object is gone: that is what the guest is told. The row is harmless.
-                    log.warning("a row without an object stays: %s", failure)
-                    del self.rows[name]
+                self._drop_row(dirfd, name)
         self._restamp(dirfd)
 
     def drop_rows(self, dirfd: int, names: Iterable[bytes]) -> None:
@@ -475,9 +484,12 @@ class DirectoryIndex:
         # The age of the scan stays: a foreign change in the same step is found within a second.
         self._claims.clear()
         if self._stamp is not None:
-            now = os.fstat(dirfd)
-            self._stamp = (now.st_mtime_ns, now.st_ctime_ns)
             self._quiet = False
+            self._stamp = None
+            # What was done is done: a volume that fails now costs a scan, not the caller's success.
+            with suppress(OSError):
+                now = os.fstat(dirfd)
+                self._stamp = (now.st_mtime_ns, now.st_ctime_ns)
 
     def _write_rows(
         self, dirfd: int, add: tuple[bytes, bytes] | None = None, drop: bytes | None = None

@@ -8,6 +8,7 @@ decides anything: callers know why they call. All of it may be used from any thr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -336,7 +337,8 @@ class same_file_lock:
     """Hold the exclusive flock(2) of an open file, waiting at most `timeout_s` seconds.
 
     Raises OSError(EBUSY) when somebody else holds it for longer. The lock belongs to the
-    open file description: it keeps other openers out, threads sharing `fd` it does not.
+    open file description: it keeps other openers out, threads sharing `fd` it does not. The
+    caller closes the file when it is let go.
     """
 
     __slots__ = ("_fd", "_timeout_s")
@@ -366,7 +368,10 @@ class same_file_lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        # Closing the file, which the caller does next, lets it go in any case; what was done under
+        # the lock is not undone by a failure here.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
 # --- acting as somebody else ----------------------------------------------------------

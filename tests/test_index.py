@@ -503,6 +503,41 @@ def test_a_removed_token_takes_its_row_along(bytes_room: Room) -> None:
     assert room.create(LONG.upper()) == stored[LONG.upper()]
 
 
+def test_what_was_not_made_leaves_no_row(bytes_room: Room) -> None:
+    """Where the volume refuses the object, the row that was written for it goes again."""
+    room = bytes_room
+    room.create(LONG)
+
+    def full(stored: bytes) -> None:
+        raise OSError(errno.ENOSPC if stored.startswith(b".ef_") else errno.EEXIST, "full")
+
+    with pytest.raises(OSError) as caught, room.index.lock(room.fd):
+        room.index.store(room.fd, LONG.upper(), full)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (room.path / os.fsdecode(INDEX_FILE)).exists()
+
+
+def test_what_is_done_stays_done_when_the_volume_fails(
+    bytes_room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that cannot be asked afterwards fails no call, and nothing wrong is believed."""
+    room = bytes_room
+    room.create(LONG)
+    stored = room.create(LONG.upper())
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fstat", fail)
+        os.unlink(stored, dir_fd=room.fd)
+        room.index.removed(room.fd, stored)
+        make_token(room, b"new", lambda _: None)
+        room.index.added(room.fd, b"new")
+    os.unlink(LONG, dir_fd=room.fd)
+    assert room.guests() == [b"new"]
+
+
 def test_a_token_that_is_taken_leads_to_the_next(bytes_room: Room) -> None:
     """Two names whose tokens collide get different ones."""
     room = bytes_room

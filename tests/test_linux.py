@@ -299,6 +299,15 @@ def test_lock_excludes_and_gives_up(tmp_path: Path) -> None:
         os.close(two)
 
 
+def test_lock_that_cannot_be_let_go(tmp_path: Path) -> None:
+    """What was done under it has been done: closing the file lets go of it."""
+    fd = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    with linux.same_file_lock(fd, 0):
+        os.close(fd)
+    with pytest.raises(OSError):
+        linux.same_file_lock(fd, 0).__enter__()
+
+
 def test_lock_waits(tmp_path: Path) -> None:
     """A lock that is released in time is taken."""
     one = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)

@@ -42,18 +42,29 @@ def _check_new(tree: Tree, place: Place, absent: Absent) -> None:
 
 
 def _make(
-    tree: Tree, parent: Inode, name: bytes, caller: Caller, make: Callable[[int, bytes], T]
+    tree: Tree,
+    parent: Inode,
+    name: bytes,
+    caller: Caller,
+    make: Callable[[int, bytes], T],
+    remove: Callable[..., None] = os.unlink,
 ) -> tuple[Found, T]:
     """Make the new *name* in *parent* by ``make(dirfd, stored)``, as *caller*, exclusively.
 
-    Raises EEXIST where the guest sees the name already, on whichever layer.
+    Raises EEXIST where the guest sees the name already, on whichever layer. Where the volume fails
+    when it is asked about what was made, that is taken away again by ``remove(stored, dir_fd=)``.
     """
     with _held(tree, parent):
-        return _make_held(tree, parent, name, caller, make)
+        return _make_held(tree, parent, name, caller, make, remove)
 
 
 def _make_held(
-    tree: Tree, parent: Inode, name: bytes, caller: Caller, make: Callable[[int, bytes], T]
+    tree: Tree,
+    parent: Inode,
+    name: bytes,
+    caller: Caller,
+    make: Callable[[int, bytes], T],
+    remove: Callable[..., None],
 ) -> tuple[Found, T]:
     place = tree.place(parent)
     absent = tree.walk.step(place, name, caller)
@@ -71,7 +82,14 @@ def _make_held(
     else:
         stored, made = index.store(place.fd, name, act)
     tree.appeared(parent, name)
-    return _found(place, name, stored), made
+    try:
+        return _found(place, name, stored), made
+    except OSError:
+        with suppress(OSError):
+            remove(stored, dir_fd=place.fd)
+            if index is not None:
+                index.removed(place.fd, stored)
+        raise
 
 
 def _found(place: Place, name: bytes, stored: bytes) -> Found:
@@ -118,7 +136,7 @@ def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) ->
     permissions = stat_module.S_IMODE(mode)
     found, _ = _make(
         tree, parent, name, caller,
-        lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd),
+        lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd), os.rmdir,
     )  # fmt: skip
     return tree.adopt(parent, name, found)
 
@@ -525,14 +543,16 @@ def _prettify(index: DirectoryIndex, into: Descriptor, name: bytes, stored: byte
     """
     if stored == name or not may_be_literal(name, index.traits, index.policy):
         return stored
-    if look(into.fd, name) is not None or index.may_replace(into.fd, name):
-        return stored
     try:
+        if look(into.fd, name) is not None or index.may_replace(into.fd, name):
+            return stored
         os.rename(stored, name, src_dir_fd=into.fd, dst_dir_fd=into.fd)
     except OSError:
+        # The guest's rename is done already.
         return stored
     index.removed(into.fd, stored)
-    index.scan(into.fd)
+    with suppress(OSError):
+        index.scan(into.fd)
     return name
 
 
