@@ -7,6 +7,7 @@ their users; the interpreter's reference count already does it.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final, final
 
@@ -21,7 +22,12 @@ class Descriptor:
         self.fd: Final = fd
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        try:
+            os.close(self.fd)
+        except OSError as failure:
+            # Closed it is; only a volume that died says so, and there is nobody to be told here.
+            if failure.errno == errno.EBADF:
+                raise
 
     def __repr__(self) -> str:
         return f"Descriptor({self.fd})"

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -32,16 +32,18 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_DEAD_VOLUME: Final = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a volume answers whose server died, or dies meanwhile: it would look like a socket's."""
+
 
 def _fail(name: str, failure: Exception) -> NoReturn:
     if isinstance(failure, FUSEError):
         raise failure
     if isinstance(failure, OSError) and failure.errno:
-        if failure.errno in (errno.EIO, errno.ENOTCONN):
+        dead = failure.errno in _DEAD_VOLUME
+        if dead or failure.errno == errno.EIO:
             log.error("%s: %s", name, failure)
-        # A volume whose server died answers ENOTCONN, which the guest would take for a socket's.
-        number = errno.EIO if failure.errno == errno.ENOTCONN else failure.errno
-        raise FUSEError(number) from None
+        raise FUSEError(errno.EIO if dead else failure.errno) from None
     log.error("a bug in %s; the guest gets EIO", name, exc_info=failure)
     raise FUSEError(errno.EIO) from None
 
