@@ -24,7 +24,7 @@ from typing import Final
 import attrs
 
 from tests.caseless import open_kind
-from tests.matrix import coreutils, fallback_items, guests, report
+from tests.matrix import coreutils, death, fallback_items, guests, report
 from tests.matrix.building import GuestBuildError
 from tests.matrix.fallback import Fallback
 from tests.matrix.hostile import HOSTILE
@@ -54,6 +54,7 @@ SUITES: Final[tuple[Suite, ...]] = (
     Fallback("fallback", places=(), of=fallback_items.ITEMS),
     Parity("parity"),
 )
+SUITES: Final[tuple[Suite, ...]] = (Lines("coreutils", cases=coreutils.CASES), *death.SUITES)
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
