@@ -8,12 +8,21 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from typing import Final
 
 from sidecar.index_file import DamagedIndex, parse_rows
 from sidecar.volume import PROBE_PREFIX
 
-__all__ = ["is_old", "is_probe", "is_spent", "may_be_rows"]
+__all__ = [
+    "is_old",
+    "is_probe",
+    "is_spent",
+    "may_be_rows",
+    "open_probe",
+    "remove_probe",
+    "sweep_probes",
+]
 
 OLD_NS: Final = 3600 * 1_000_000_000
 """What was not touched for an hour belongs to no process that is still at it."""
@@ -67,3 +76,34 @@ def _is_probes(fd: int, entry: bytes) -> bool:
 def open_probe(dirfd: int, name: bytes) -> int:
     """A descriptor of the probe directory *name*, which is followed nowhere."""
     return os.open(name, _OPEN, dir_fd=dirfd)
+
+
+def remove_probe(dirfd: int, name: bytes, now_ns: int) -> bool:
+    """Remove a probe's private directory. False, and nothing is done, where it is none or young."""
+    fd = open_probe(dirfd, name)
+    try:
+        if not (is_probe(name) and is_old(os.fstat(fd), now_ns) and is_spent(fd)):
+            return False
+        for entry in os.listdir(fd):
+            with suppress(FileNotFoundError):
+                os.unlink(entry, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dirfd)
+    return True
+
+
+def sweep_probes(dirfd: int, now_ns: int) -> None:
+    """Remove what killed probes left in the directory behind *dirfd*, as far as that works.
+
+    It may be an O_PATH descriptor. A guest would see the directories, and nobody else looks.
+    """
+    with suppress(OSError):
+        fd = os.open(b".", _OPEN, dir_fd=dirfd)
+        try:
+            left = [name for name in map(os.fsencode, os.listdir(fd)) if is_probe(name)]
+        finally:
+            os.close(fd)
+        for name in left:
+            with suppress(OSError):
+                remove_probe(dirfd, name, now_ns)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from sidecar import escape, index_file, linux
 from sidecar.findings import Finding, Mend
 from sidecar.index import DirectoryIndex
 from sidecar.leftovers import (
     is_old,
-    is_probe,
-    is_spent,
     may_be_rows,
-    open_probe,
+    remove_probe,
 )
 from sidecar.listings import read_regular
 from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, Policy
@@ -126,13 +124,5 @@ def _writers_locked_out(dirfd: int) -> Iterator[None]:
 
 
 def _remove_probe(dirfd: int, name: bytes, now_ns: int) -> None:
-    fd = open_probe(dirfd, name)
-    try:
-        if not (is_probe(name) and is_old(os.fstat(fd), now_ns) and is_spent(fd)):
-            raise Changed("it is not as it was found any more")
-        for entry in os.listdir(fd):
-            with suppress(FileNotFoundError):
-                os.unlink(entry, dir_fd=fd)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dirfd)
+    if not remove_probe(dirfd, name, now_ns):
+        raise Changed("it is not as it was found any more")

@@ -27,10 +27,13 @@ from sidecar.findings import Finding, Mend, Name, Severity, What
 from sidecar.index import DirectoryIndex
 from sidecar.index_file import DamagedIndex, format_rows, parse_rows
 from sidecar.kinds import KINDS, own
+from sidecar.leftovers import sweep_probes
 from sidecar.listings import OPEN_LEVELS, NotATar, read_directory, read_tar
 from sidecar.mending import repair
 from sidecar.naming import INDEX_FILE, INDEX_LOCK, INDEX_TEMPORARY, Policy, token
 from sidecar.volume import PROBE_PREFIX, TRANSPARENT, Traits
+from sysroot_fs.tree import Tree
+from sysroot_fs.tree.core import TreeConfig
 from tests.children import in_child
 from tests.matrix.volumes import open_volume
 
@@ -586,11 +589,25 @@ def left_probe(path: Path) -> Path:
     return private
 
 
+def swept(path: Path) -> None:
+    """What a mount does when it starts."""
+    with opened(path) as fd:
+        sweep_probes(fd, time.time_ns())
+
+
 def test_a_left_probe(tmp_path: Path) -> None:
     """A probe's private directory goes with what it holds, and its names are no findings."""
     private = left_probe(tmp_path)
     assert brief(found(tmp_path, ALL)) == [(What.LEFT_PROBE, b"/", (os.fsencode(private.name),))]
     assert mended(tmp_path) == [None] and not private.exists()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_left_probe_goes_when_a_tree_is_opened(tmp_path: Path, read_only: bool) -> None:
+    """A guest would see it; in a tree that must not be written to it stays."""
+    private = left_probe(tmp_path)
+    Tree(TreeConfig(sysroot=os.fsencode(tmp_path), host=None, read_only=read_only)).close()
+    assert private.exists() is read_only
 
 
 @pytest.mark.parametrize("spoil", ["content", "directory", "link", "young", "name", "a link"])
@@ -615,6 +632,7 @@ def test_a_probe_with_something_else_in_it(tmp_path: Path, spoil: str) -> None:
     else:
         os.utime(private)
     assert mended(tmp_path / "tree") == []
+    swept(tmp_path / "tree")
     assert (private / "caseProbe").exists()
 
 

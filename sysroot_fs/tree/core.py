@@ -19,7 +19,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from sidecar import casefold, linux, look, spelling, twin
+from sidecar import casefold, leftovers, linux, look, spelling, twin
 from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
@@ -114,6 +114,8 @@ class Tree:
         self.walk.spelling = spelling.rules(key, config.lookup == "fold", config.fold, config.exact)
         self.walk.merge = config.merge
         self._root_place = self.walk.root()
+        if not config.read_only:
+            leftovers.sweep_probes(sysroot.fd, time.time_ns())
         self.presence = Presence(sysroot.fd)
         seen = os.fstat(sysroot.fd)
         root = Inode(
