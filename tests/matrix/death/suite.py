@@ -16,6 +16,7 @@ from tests.matrix.death.bench import Bench, Lacking, differences, told
 from tests.matrix.death.errors import check_errors
 from tests.matrix.death.kills import FAMILIES, check_kills, check_load, kill_clients
 from tests.matrix.death.mutations import MUTATIONS, Tree
+from tests.matrix.death.starts import check_start
 from tests.matrix.death.volumes import check_volume
 from tests.matrix.suite import Setting, Suite, Tally
 
@@ -43,6 +44,7 @@ _FAMILY_ITEMS: Final = {
     for turn, kind in enumerate(_KINDS)
     for family in _turned(turn)
 }
+_START: Final = "server-while-it-starts"
 _ERROR_ITEMS: Final = {f"errors-{mutation.name}": mutation.name for mutation in MUTATIONS}
 
 
@@ -75,6 +77,8 @@ class _Run:
         if name in _FAMILY_ITEMS:
             kind, family = _FAMILY_ITEMS[name]
             return _KINDS[kind](self.bench, family, self.seed)
+        if name == _START:
+            return check_start(self.bench, self.seed)
         words, left = check_errors(self.bench, _ERROR_ITEMS[name], self.seed)
         self.left += [(name, where, tree) for where, tree in left]
         return words
@@ -100,7 +104,7 @@ class _Death(Suite):
     """Errors at each system call, a killed server, killed clients."""
 
     def items(self) -> Sequence[str]:
-        return [*_FAMILY_ITEMS, *_ERROR_ITEMS]
+        return [*_FAMILY_ITEMS, _START, *_ERROR_ITEMS]
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         work = Path(tempfile.mkdtemp(prefix="death-", dir=setting.base))

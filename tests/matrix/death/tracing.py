@@ -6,13 +6,13 @@ import contextlib
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import attrs
 
-__all__ = ["Call", "changes", "failing", "killed_at", "traced"]
+__all__ = ["Call", "changes", "failing", "killed_at", "launched", "traced"]
 
 _CALL: Final = re.compile(r"(\d+) +(\w+)\((.*)")
 _CHANGES: Final = re.compile(
@@ -64,6 +64,11 @@ def traced(pid: int, log: Path) -> Iterator[list[Call]]:
     calls: list[Call] = []
     with _strace(pid, log):
         yield calls
+    calls += _read(log)
+
+
+def _read(log: Path) -> list[Call]:
+    calls: list[Call] = []
     seen: Counter[tuple[str, str]] = Counter()
     for line in log.read_text("utf-8", "replace").splitlines():
         found = _CALL.match(line)
@@ -71,6 +76,7 @@ def traced(pid: int, log: Path) -> Iterator[list[Call]]:
             thread, name, arguments = found.groups()
             seen[thread, name] += 1
             calls.append(Call(name, seen[thread, name], arguments))
+    return calls
 
 
 @contextlib.contextmanager
@@ -87,6 +93,22 @@ def failing(pid: int, log: Path, call: Call, error: str) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def killed_at(pid: int, log: Path, call: Call) -> Iterator[None]:
     """Have the server be killed when it is about to make *call*."""
-    inject = f"inject={call.name}:signal=SIGKILL:when={call.number}"
-    with _strace(pid, log, "-e", f"trace={call.name}", "-e", inject):
+    with _strace(pid, log, *_killing(call)):
         yield
+
+
+def launched(
+    command: Sequence[str], log: Path, killed_before: Call | None = None
+) -> tuple[subprocess.CompletedProcess[str], list[Call]]:
+    """Run *command* to its end, or until it is about to make a call; what it did, and its calls."""
+    options = [] if killed_before is None else _killing(killed_before)
+    done = subprocess.run(
+        ["strace", "-f", "-y", "-s", "64", "-o", str(log), *options, *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done, _read(log)
+
+
+def _killing(call: Call) -> list[str]:
+    inject = f"inject={call.name}:signal=SIGKILL:when={call.number}"
+    return ["-e", f"trace={call.name}", "-e", inject]
