@@ -53,8 +53,8 @@ SUITES: Final[tuple[Suite, ...]] = (
     SOAK,
     Fallback("fallback", places=(), of=fallback_items.ITEMS),
     Parity("parity"),
+    *death.SUITES,
 )
-SUITES: Final[tuple[Suite, ...]] = (Lines("coreutils", cases=coreutils.CASES), *death.SUITES)
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
