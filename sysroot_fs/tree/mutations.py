@@ -84,11 +84,13 @@ def _make_held(
     tree.appeared(parent, name)
     try:
         return _found(place, name, stored), made
-    except OSError:
-        with suppress(OSError):
-            remove(stored, dir_fd=place.fd)
-            if index is not None:
-                index.removed(place.fd, stored)
+    except OSError as failure:
+        # Where it is gone already the name may be somebody else's by now.
+        if failure.errno != errno.ESTALE:
+            with suppress(OSError):
+                remove(stored, dir_fd=place.fd)
+                if index is not None:
+                    index.removed(place.fd, stored)
         raise
 
 
