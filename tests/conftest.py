@@ -7,6 +7,7 @@ one that hangs is killed by a watchdog, so that a test fails instead of waiting 
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import signal
 import stat
@@ -19,6 +20,7 @@ from typing import Final
 import attrs
 import pytest
 
+from tests.caseless import Volumes
 from tests.matrix.guests import unpack
 from tests.matrix.volumes import Volume, open_volume
 from tests.mounts import Mount, Mounter, kill_servers
@@ -151,6 +153,15 @@ def volume(request: pytest.FixtureRequest, session_workplace: Path) -> Iterator[
     """A real volume of each kind that folds case."""
     with open_volume(request.param, session_workplace / "volumes") as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
+    """Volumes of every kind for one module, each opened when first asked for."""
+    base = tmp_path_factory.mktemp("volumes")
+    with contextlib.ExitStack() as stack:
+        yield Volumes(base, stack)
+        gc.collect()  # descriptors in garbage would keep the volumes busy
 
 
 @pytest.fixture(scope="session")

@@ -165,15 +165,6 @@ def create(index: DirectoryIndex, fd: int, name: bytes) -> bytes:
         return index.store(fd, name, make)[0]
 
 
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
-    """A volume in memory that folds, and a real one."""
-    base = tmp_path_factory.mktemp("volumes")
-    with contextlib.ExitStack() as stack:
-        yield Volumes(base, stack)
-        gc.collect()  # descriptors in garbage would keep the volumes busy
-
-
 @contextlib.contextmanager
 def entered(path: Path, traits: Traits | None, policy: Policy) -> Iterator[Room]:
     """A new directory and its index."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import time
 from collections.abc import Iterator
@@ -19,15 +18,6 @@ from sidecar.naming import Kind, Policy
 from sidecar.volume import TRANSPARENT
 from tests.caseless import EVERY, Volumes
 from tests.test_index import Room, create
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
-    """Every kind of volume, each opened once."""
-    base = tmp_path_factory.mktemp("volumes")
-    with contextlib.ExitStack() as stack:
-        yield Volumes(base, stack)
-        gc.collect()  # descriptors in garbage would keep the volumes busy
 
 
 @contextlib.contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import count
 from typing import Final
 from unicodedata import normalize
@@ -40,12 +39,6 @@ LENIENT: Final = (b"COM\xc2\xb9", b"lpt\xc2\xb3.x", b"CONIN$", b"conout$", b"nul
 """Devices to Windows that ntfs-3g's windows_names lets pass."""
 
 _serial = count()
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
-    with ExitStack() as stack:
-        yield Volumes(tmp_path_factory.mktemp("kinds"), stack)
 
 
 def fresh(volumes: Volumes, which: str) -> bytes:

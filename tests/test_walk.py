@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -70,15 +68,6 @@ class Ground:
     def guest(self, *names: bytes) -> Path:
         """Where names lie in the sysroot, spelled as they are."""
         return self.sysroot.joinpath(*map(os.fsdecode, names))
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
-    """Every kind of volume, each opened once."""
-    base = tmp_path_factory.mktemp("volumes")
-    with contextlib.ExitStack() as stack:
-        yield Volumes(base, stack)
-        gc.collect()  # descriptors in garbage would keep the volumes busy
 
 
 def _ground(volume: Volume, tmp_path: Path) -> Ground:
