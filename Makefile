@@ -3,6 +3,8 @@
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
+# Processes that share the tests; WORKERS=0 for none but pytest's own. Each has volumes of its own.
+WORKERS := auto
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -23,7 +25,7 @@ lint: setup  ## style, format and types
 	$(BIN)/mypy --strict
 
 check: lint guests  ## everything that must hold: lint, then the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 man: setup  ## write docs/man anew, from what the command line declares
 	$(BIN)/python -m sysroot_fs.cli.manual docs/man

@@ -40,15 +40,25 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+def _patience(test: pytest.Item) -> float:
+    marker = test.get_closest_marker("patience")
+    return float(marker.args[0]) if marker else TEST_SECONDS
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several workers share the tests, the longest come first: the others fill the rest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_patience, reverse=True)
+
+
 @pytest.fixture(autouse=True)
 def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kill the servers of a test that takes too long: its hanging calls fail then.
 
     A test that is meant to take longer says so: ``@pytest.mark.patience(SECONDS)``.
     """
-    marker = request.node.get_closest_marker("patience")
-    seconds = marker.args[0] if marker else TEST_SECONDS
-    timer = threading.Timer(seconds, kill_servers)
+    timer = threading.Timer(_patience(request.node), kill_servers)
     timer.daemon = True
     timer.start()
     yield

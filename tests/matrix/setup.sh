@@ -71,7 +71,7 @@ make_venv() {
     fi
     say "setup: installing pinned dependencies"
     .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-        pyfuse3 trio attrs pyelftools pytest hypothesis pyte ruff mypy >&2 ||
+        pyfuse3 trio attrs pyelftools pytest pytest-xdist hypothesis pyte ruff mypy >&2 ||
         fail "pip could not install the dependencies"
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e . >&2 ||
         fail "pip could not install the project into .venv"
