@@ -422,7 +422,7 @@ def test_no_processes_left(guest: Path, host: Path, processes: int) -> None:
     words = [*RUN, "--host", str(host), str(guest), "--", "true"]
     done = subprocess.run(
         # One that no other test is, for they are counted by user.
-        users.command(*limit, *words, uid=1779, gid=1779),
+        users.command(*limit, *words, uid=1779 + processes, gid=1779),
         cwd=users.CHECKOUT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 125, done
