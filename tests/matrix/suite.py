@@ -157,6 +157,10 @@ class Suite(ABC):
     def items(self) -> Sequence[str]:
         """The names of what can be run, in order; each by itself means the same."""
 
+    def cut_items(self) -> Sequence[str]:
+        """Those of the items that belong to the cut: all, where a suite does not say otherwise."""
+        return self.items()
+
     @abstractmethod
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run some of the items; each is in the tally once.

@@ -101,12 +101,15 @@ def full(only: Mapping[str, Sequence[str]]) -> list[Job]:
 
 
 def cut() -> list[Job]:
-    """Few cells of each suite, in which every value of every axis is, and every item once."""
+    """Few cells of each suite, in which every value of every axis is, and its items once each.
+
+    A suite may say that only some of its items belong to the cut.
+    """
     jobs = []
     for number, suite in enumerate(SUITES):
         cells = _covering(suite, number)
         for turn, cell in enumerate(cells):
-            items = suite.items()[turn :: len(cells)]
+            items = suite.cut_items()[turn :: len(cells)]
             if items:
                 jobs.append(Job(suite, cell, items, cut=True))
     return jobs
