@@ -18,6 +18,7 @@ demo: setup  ## mount a real musl guest on a real folding volume and look around
 guests: setup  ## build the guest programs of the demo and the tests, kept in the cache
 	@$(BIN)/python -m tests.matrix.guests
 	@$(BIN)/python -m tests.matrix.programs
+	@$(BIN)/python -m tests.matrix.testsuites
 
 lint: setup  ## style, format and types
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ packages=(
     zfs-fuse exfat-fuse exfatprogs ntfs-3g          # volumes that fold case
     make binutils dpkg-dev patch bzip2 xz-utils linux-libc-dev  # building the guest root
     tcl                                             # building sqlite for the guest programs
+    perl libacl1-dev libattr1-dev libcap-dev        # building and running coreutils' own tests
     clang                                           # compiling in other spellings than stored
 )
 

@@ -26,7 +26,9 @@ import attrs
 from tests.caseless import open_kind
 from tests.matrix import coreutils, death, fallback_items, guests, report
 from tests.matrix.building import GuestBuildError
+from tests.matrix.busybox import Busybox
 from tests.matrix.fallback import Fallback
+from tests.matrix.gnu_coreutils import GnuCoreutils
 from tests.matrix.hostile import HOSTILE
 from tests.matrix.lines import Lines
 from tests.matrix.parity import Parity
@@ -54,6 +56,8 @@ SUITES: Final[tuple[Suite, ...]] = (
     Fallback("fallback", places=(), of=fallback_items.ITEMS),
     Parity("parity"),
     *death.SUITES,
+    Busybox(),
+    GnuCoreutils(),
 )
 
 _FUSE = frozenset({"removed-directories"})

@@ -1,0 +1,58 @@
+"""A place in which other people's tests may be root: they can write one directory and no other.
+
+Everything else is read-only and what others have mounted is gone; mounts, processes, the host name
+and shared memory are private to each program that is run. Nothing of it remains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+__all__ = ["only_writing"]
+
+# Detached is also what the tests do not need: the copies in here would keep volumes busy.
+_HOLD: Final = r"""
+set -e
+top=$1
+mount --bind "$top" "$top"
+cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
+    point=$(printf %b. "$name")
+    point=${point%.}
+    case $point in
+        "$top"|/proc|/proc/*|/sys|/sys/*|/dev|/dev/*) continue ;;
+    esac
+    case $top/ in
+        "${point%/}"/*) mount -o remount,bind,ro "$point" ;;
+        *) umount -l "$point" ;;
+    esac
+done
+mount -t tmpfs tmpfs /dev/shm
+echo ready
+exec cat
+"""
+
+_ALONE: Final = shlex.split("unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc --")
+
+
+@contextlib.contextmanager
+def only_writing(top: Path) -> Iterator[list[str]]:
+    """A prefix that runs a program (as root, with the directory / as its own) in such a place.
+
+    What it starts ends with it. Raises AssertionError where such a place cannot be made.
+    """
+    hold = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _HOLD, "-", str(top)]
+    with subprocess.Popen(
+        hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin and holder.stdout and holder.stderr
+        try:
+            ready = holder.stdout.readline() == b"ready\n"
+            assert ready, f"no place for tests: {holder.stderr.read().decode(errors='replace')}"
+            yield ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--", *_ALONE]
+        finally:
+            holder.stdin.close()
