@@ -300,6 +300,7 @@ class Caseless(pyfuse3.Operations):
         node = self.nodes[inode]
         if flags & os.O_TRUNC:
             node.data.clear()
+            node.mtime = node.ctime = time.time_ns()
         node.opened += 1
         return FileInfo(fh=inode)
 

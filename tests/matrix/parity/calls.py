@@ -25,6 +25,9 @@ from typing import Any, NamedTuple
 RECENT = 1_500_000_000
 """Seconds since the epoch: a file whose time is later was touched, and is not told when."""
 
+LINK_COUNTS = "link-counts"
+"""The need that a file that was renamed or removed while it was open tells its links."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -98,11 +101,11 @@ class World:
     def attributes(self, seen: os.stat_result) -> tuple[object, ...]:
         """What must be equal on both sides."""
         kind, mode = stat.S_IFMT(seen.st_mode), stat.S_IMODE(seen.st_mode)
-        counted = not stat.S_ISDIR(kind) or "directory-links" not in self.lacks
+        counts = "directory-links" if stat.S_ISDIR(kind) else LINK_COUNTS
         sized = stat.S_ISREG(kind) or stat.S_ISLNK(kind)
         return (
             stat.filemode(kind)[0] if "modes" in self.lacks else stat.filemode(kind | mode),
-            f"links={seen.st_nlink}" if counted else "",
+            f"links={seen.st_nlink}" if counts not in self.lacks else "",
             f"owner={seen.st_uid}:{seen.st_gid}" if "owners" not in self.lacks else "",
             f"size={seen.st_size}" if sized else "",
             f"device={seen.st_rdev:#x}" if seen.st_rdev else "",

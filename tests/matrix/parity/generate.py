@@ -6,24 +6,25 @@ for one. What docs/LIMITS.md lists for a mount on ext4 is never asked for.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import random
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from sidecar import escape, linux
 from sidecar.naming import INDEX_FILE, token
-from tests.matrix.parity.calls import Call
+from tests.matrix.parity.calls import LINK_COUNTS, Call
 
-__all__ = ["EXCHANGE", "SPECIAL_BITS", "calls_of", "measured_lacks", "need_of"]
+__all__ = ["ANY_TARGETS", "EXCHANGE", "SPECIAL_BITS", "calls_of", "measured_lacks", "need_of"]
 
 EXCHANGE: Final = "exchange"
 SPECIAL_BITS: Final = "special-bits"
-"""Needs that are not in `cases.NEEDS`: they are measured."""
+ANY_TARGETS: Final = "any-targets"
+"""Needs that are not in `cases.NEEDS`: they are measured, as is `calls.LINK_COUNTS`."""
 
 PICTURE_EVERY: Final = 100
 """Calls between two looks at everything that there is."""
@@ -59,9 +60,10 @@ _SLOTS: Final = ["one", "two", "three"]
 _PLACES: Final = ["here", "there"]
 _MODES: Final = [0o644, 0o600, 0o755, 0o700, 0o666, 0o400, 0o444, 0o000, 0o4755, 0o2755, 0o1777]
 _OWNERS: Final = [0, 1000, 1000, 1001, -1]
+_LARGE_ID: Final = (1 << 31) + 5
 _SECONDS: Final = [1_000_000_000, 1_234_567_890, 1_400_000_000]
 _NOW, _OMIT = (1 << 30) - 1, (1 << 30) - 2
-_ODD_TIMES: Final = [(1_100_000_000, 123_456_789), (1_100_000_001, 0), (-86_400, 0), (0, 1)]
+_ODD_TIMES: Final = [(1_100_000_000, 123_456_700), (1_100_000_001, 0), (-86_400, 0), (0, 100)]
 
 _NEEDS: Final = {
     "symlink": "symlinks",
@@ -90,6 +92,8 @@ def need_of(call: Call) -> frozenset[str]:
     needs = {_NEEDS[call.name]} if call.name in _NEEDS else set()
     if call.name == "renameat2" and call.args[-1] == linux.RENAME_EXCHANGE:
         needs.add(EXCHANGE)
+    if call.name == "symlink" and not _is_text(call.args[0]):
+        needs.add(ANY_TARGETS)
     if call.name in ("chown", "fchown") and max(a for a in call.args if type(a) is int) >= 1 << 31:
         needs.add("large-ids")
     if call.name == "utimens":
@@ -107,23 +111,40 @@ def need_of(call: Call) -> frozenset[str]:
     return frozenset(needs)
 
 
+def _is_text(target: bytes) -> bool:
+    try:
+        target.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def measured_lacks(directory: Path) -> frozenset[str]:
     """What else the volume of *directory* cannot do; tried there without a mount."""
-    names = [os.fsencode(directory / name) for name in ("measured-1", "measured-2")]
-    lacks = set()
-    for name in names:
-        os.mknod(name, stat.S_IFREG | 0o7755)
-        if stat.S_IMODE(os.lstat(name).st_mode) != 0o7755:
-            lacks.add(SPECIAL_BITS)
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        one, other, link = (os.fsencode(f"{name}/{last}") for last in ("one", "other", "link"))
+        for path in (one, other):
+            os.mknod(path, stat.S_IFREG | 0o7755)
+        can = {
+            SPECIAL_BITS: stat.S_IMODE(os.lstat(one).st_mode) == 0o7755,
+            EXCHANGE: _works(
+                linux.renameat2, linux.AT_FDCWD, one, linux.AT_FDCWD, other, linux.RENAME_EXCHANGE
+            ),
+            ANY_TARGETS: _works(os.symlink, b"\xff", link),
+            "large-ids": _works(os.chown, one, _LARGE_ID, -1) and os.stat(one).st_uid == _LARGE_ID,
+        }
+        with open(one, "rb") as file:
+            os.rename(one, one + b"-moved")
+            can[LINK_COUNTS] = os.fstat(file.fileno()).st_nlink == 1
+        return frozenset(need for need, works in can.items() if not works)
+
+
+def _works(function: Callable[..., object], *arguments: object) -> bool:
     try:
-        linux.renameat2(linux.AT_FDCWD, names[0], linux.AT_FDCWD, names[1], linux.RENAME_EXCHANGE)
-    except OSError as failure:
-        if failure.errno != errno.EINVAL:
-            raise
-        lacks.add(EXCHANGE)
-    for name in names:
-        os.unlink(name)
-    return frozenset(lacks)
+        function(*arguments)
+    except OSError:
+        return False
+    return True
 
 
 def calls_of(seed: int, count: int) -> list[Call]:
@@ -415,7 +436,7 @@ class _Generator:
     def _chown(self) -> list[Call]:
         uid, gid = self.random.choice(_OWNERS), self.random.choice(_OWNERS)
         if self._chance(0.1):
-            uid = (1 << 31) + 5
+            uid = _LARGE_ID
         if self._chance(0.3):
             return [self._one("fchown", self._slot(), uid, gid)]
         return [self._one("chown", self._at(), self._path(), uid, gid, self._chance(0.5))]

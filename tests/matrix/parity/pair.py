@@ -49,7 +49,9 @@ class Difference:
         """What another list must show to show the same fault."""
         if isinstance(self.plain, dict) and isinstance(self.other, dict):
             return (self.call.name, frozenset(_columns(self.plain, self.other)))
-        return (self.call.name, *map(_sort_of, (self.plain, self.other)))
+        if isinstance(self.plain, Failed) or isinstance(self.other, Failed):
+            return (self.call.name, *map(_sort_of, (self.plain, self.other)))
+        return (self.call.name, frozenset(_columns({0: self.plain}, {0: self.other})))
 
     def words(self) -> list[str]:
         """The difference for a person."""
