@@ -55,11 +55,13 @@ NEEDS: Final = {
     "any-names": "the volume refuses some characters in names",
     "sparse": "the volume stores the holes of a file",
     "blocks": "the volume counts the blocks of a file later, or not at all",
-    "fine-times": "the volume rounds times to more than a second or starts after 1970",
+    "ill-formed-targets": "the volume refuses targets of symbolic links that are not UTF-8",
+    "fine-times": "the volume rounds times, or does not have all of them",
     "directory-links": "the volume does not count a directory's subdirectories as links",
     "removed-directories": "the volume forgets a directory that was removed and is still in use",
     "setgid-kept": "the volume clears set-gid at every change of owner",
-    "large-ids": "the volume refuses user ids of more than 31 bits",
+    "large-ids": "the volume has no user ids of more than 31 bits",
+    "open-renames": "the volume counts a link too many of a file that was renamed while open",
     "atimes": "the volume keeps no times of access",
 }
 """What a case may need of the volume below its directory, and the reason where it lacks that."""

@@ -31,6 +31,11 @@ __all__ = ["Lines"]
 # Equally long: a line may print how long its path is.
 _WHERE: Final = {"sysroot": "root/matrix", "host": "host/matrix"}
 
+# A machine that does other things as well is slow: what is tested is not how fast it is.
+# Seconds for a line, and for all of a cell.
+_LIMIT: Final = 60.0
+_PATIENCE: Final = 560.0
+
 _expected: dict[tuple[Path, str], Outcome] = {}
 
 
@@ -57,7 +62,14 @@ class Lines(Suite):
         try:
             expected = _in_chroot(wanted, setting)
             outside = directory if on_host else None
-            got = run_cases(wanted, setting.run_command(), f"/{where}", outside=outside)
+            got = run_cases(
+                wanted,
+                setting.run_command(),
+                f"/{where}",
+                outside=outside,
+                limit=_LIMIT,
+                patience=_PATIENCE,
+            )
         except CasesError as error:
             got = error.outcomes
             missing = [case.name for case in wanted if case.name not in got]
@@ -89,7 +101,10 @@ def _in_chroot(cases: Sequence[Case], setting: Setting) -> dict[str, Outcome]:
         directory = root / _WHERE["sysroot"]
         directory.mkdir()
         try:
-            outcomes = run_cases(missing, chroot_command(root), f"/{_WHERE['sysroot']}")
+            where = f"/{_WHERE['sysroot']}"
+            outcomes = run_cases(
+                missing, chroot_command(root), where, limit=_LIMIT, patience=_PATIENCE
+            )
         finally:
             os.rmdir(directory)
         _expected.update({(root, name): outcome for name, outcome in outcomes.items()})

@@ -69,7 +69,9 @@ LACKS: Final[Mapping[str, frozenset[str]]] = {
     # Not that it folds, nor which names it refuses: those the guest does not see.
     "exfat": _ZFS
     | {"symlinks", "hard-links", "modes", "owners", "special-files", "sparse", "atimes"},
-    "lowntfs": _FUSE | {"blocks", "directory-links"},
+    "lowntfs": _FUSE
+    | {"blocks", "directory-links", "fine-times", "large-ids", "open-renames"}
+    | {"ill-formed-targets"},
     "caseless": _FUSE | {"xattrs", "blocks", "directory-links", "sparse", "atimes"},
 }
 """What a volume cannot do, of `cases.NEEDS`: what differs for it in the sysroot is excused."""
