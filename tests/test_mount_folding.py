@@ -691,3 +691,17 @@ def test_a_slot_that_is_freed_shows_the_hosts(folded: Spot, beside: Path) -> Non
     os.rename(folded.path / "gone", folded.path / "other")
     assert (folded.path / "MADE").read_text() == "MADE"
     assert (folded.path / "GONE").read_text() == "GONE"
+
+
+def test_numbers_that_are_used_again_behind_the_mount(folded: Spot) -> None:
+    """A new file is not taken for one of its number that was removed from outside.
+
+    Such volumes give a number out again although a descriptor is left, which is of no use then.
+    """
+    for number in range(20):
+        name = f"f{number}"
+        (folded.path / name).write_text(name)
+        assert (folded.path / name).read_text() == name
+        os.unlink(folded.lower / name)
+        (folded.lower / "d").mkdir()
+        (folded.lower / "d").rmdir()

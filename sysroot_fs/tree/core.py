@@ -290,6 +290,17 @@ class Tree:
 
     # --- entries -----------------------------------------------------------------------------
 
+    def adopt_new(self, parent: Inode, name: bytes, found: Found) -> Entry:
+        """The inode for what was just made, with one lookup more.
+
+        Whatever is known under its number was removed behind the mount: a volume that is served by
+        FUSE gives the numbers of removed files out again although a descriptor is left of them.
+        """
+        gone = self.known(parent, found)
+        if gone is not None:
+            self.inodes.vanish(gone)
+        return self.adopt(parent, name, found)
+
     def adopt(self, parent: Inode, name: bytes, found: Found) -> Entry:
         """The inode for what a step found, with one lookup more."""
         if found.stat is None:

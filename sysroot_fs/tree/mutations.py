@@ -126,7 +126,7 @@ def create(
             raise
         # It came meanwhile. The kernel walks again and asks whether the caller may open it.
         raise error(errno.ESTALE) from None
-    entry = tree.adopt(parent, name, found)
+    entry = tree.adopt_new(parent, name, found)
     descriptor = tree.inodes.lowered(descriptor)
     entry.inode.opened += (descriptor,)
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
@@ -140,7 +140,7 @@ def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) ->
         tree, parent, name, caller,
         lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd), os.rmdir,
     )  # fmt: skip
-    return tree.adopt(parent, name, found)
+    return tree.adopt_new(parent, name, found)
 
 
 def mknod(tree: Tree, parent_id: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -150,7 +150,7 @@ def mknod(tree: Tree, parent_id: int, name: bytes, mode: int, rdev: int, caller:
         tree, parent, name, caller,
         lambda dirfd, stored: os.mknod(stored, mode, rdev, dir_fd=dirfd),
     )  # fmt: skip
-    return tree.adopt(parent, name, found)
+    return tree.adopt_new(parent, name, found)
 
 
 def symlink(tree: Tree, parent_id: int, name: bytes, target: bytes, caller: Caller) -> Entry:
@@ -160,7 +160,7 @@ def symlink(tree: Tree, parent_id: int, name: bytes, target: bytes, caller: Call
         tree, parent, name, caller,
         lambda dirfd, stored: os.symlink(target, stored, dir_fd=dirfd),
     )  # fmt: skip
-    return tree.adopt(parent, name, found)
+    return tree.adopt_new(parent, name, found)
 
 
 def link(tree: Tree, number: int, parent_id: int, name: bytes, caller: Caller) -> Entry:
