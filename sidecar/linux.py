@@ -16,6 +16,8 @@ import os
 import re
 import struct
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, NamedTuple, final
 
@@ -38,6 +40,7 @@ __all__ = [
     "acting_as",
     "failure",
     "fd_path",
+    "in_groups",
     "mount_type",
     "openat2",
     "renameat2",
@@ -457,3 +460,20 @@ class acting_as:
             return
         _setfsuid(0)
         _setfsgid(self._old_gid)
+
+
+@contextmanager
+def in_groups(groups: Collection[int]) -> Iterator[None]:
+    """Have these supplementary groups besides one's own for the moment, in all threads.
+
+    For a volume that looks them up itself. Where the process is not root it changes nothing.
+    """
+    own = os.getgroups()
+    if not _can_act:
+        yield
+        return
+    os.setgroups([*own, *groups])
+    try:
+        yield
+    finally:
+        os.setgroups(own)

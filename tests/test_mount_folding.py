@@ -548,6 +548,42 @@ def test_changes_from_outside_are_seen(mounted: Mounter, volume: Volume) -> None
     assert code_of(os.stat, mount.point / "a") == errno.ENOENT
 
 
+# --- users --------------------------------------------------------------------------------------
+
+
+def test_users_use_what_is_open_to_them(folded: Spot, volume: Volume) -> None:
+    """By the mode for others, and by a supplementary group that only the caller's process has.
+
+    Some volumes have no ACLs, and some look themselves whether the group may write. Exfat has
+    neither modes nor owners.
+    """
+    if volume.kind not in LINKED:
+        assert code_of(os.chown, folded.path, 1000, 1000)
+        return
+    open_to_all, of_a_group = folded.path / "Open", folded.path / "Group"
+    for directory, gid, mode in ((open_to_all, 0, 0o777), (of_a_group, 2000, 0o770)):
+        directory.mkdir()
+        os.chown(directory, 0, gid)
+        directory.chmod(mode)
+        (directory / "file").write_text("content")
+
+    def use() -> list[str]:
+        for directory in (open_to_all, of_a_group):
+            assert (directory / "file").read_text() == "content"
+            for name in ("new", "New"):
+                (directory / name).write_text(name)
+                (directory / f"{name}-directory").mkdir()
+                (directory / f"{name}-link").symlink_to(name)
+        return sorted(os.listdir(of_a_group))
+
+    made = ["New", "New-directory", "New-link", "file", "new", "new-directory", "new-link"]
+    assert in_child(use, uid=1000, gid=1000, groups=(1000, 2000)) == made
+    for name in set(made) - {"file"}:
+        assert (of_a_group / name).lstat().st_uid == 1000
+    refused = code_of(in_child, lambda: os.listdir(of_a_group), uid=1000, gid=1000)
+    assert refused == errno.EACCES
+
+
 # --- damage and death ---------------------------------------------------------------------------
 
 

@@ -121,7 +121,9 @@ def _run_one(built: Path, top: Path, item: str, enter: Sequence[str]) -> Outcome
     directory = top / flat
     directory.mkdir()
     user = 0
-    if re.search(r"skip_if_root_|run as non-root|run this test as root", script.read_text("latin-1")):
+    if re.search(
+        r"skip_if_root_|run as non-root|run this test as root", script.read_text("latin-1")
+    ):
         user = _USER
         with contextlib.suppress(PermissionError):  # a volume that has no owners has no fences
             os.chown(directory, user, user)
