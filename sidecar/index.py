@@ -410,6 +410,10 @@ class DirectoryIndex:
             except OSError as error:
                 last = error.with_traceback(None)
                 goes_on = kind is Kind.LITERAL and error.errno in UNSTORABLE
+                if not goes_on:
+                    # It may be there all the same: exfat-fuse refuses a fifo and leaves a file.
+                    self._stamp = None
+                    self.doubt()
             if kind is Kind.TOKEN:
                 self._drop_row(dirfd, name)
             if not goes_on:

@@ -298,6 +298,20 @@ def test_creating_where_another_spelling_was_absent(folded: Spot) -> None:
     assert contents(folded.path) == {"File": "File"}
 
 
+def test_what_a_refused_fifo_leaves_can_be_removed(
+    folded: Spot, volume: Volume, folding_stage: Mount
+) -> None:
+    """exfat-fuse answers EIO and leaves a file: it is listed and goes with its directory."""
+    folding_stage.expects("mknod: .*Input/output error")
+    directory = folded.path / "d"
+    directory.mkdir()
+    code = code_of(os.mkfifo, directory / "fifo")
+    assert (code == 0) == (volume.kind != "exfat")
+    assert os.listdir(directory) == os.listdir(folded.lower / "d")
+    subprocess.run(["rm", "-r", directory], check=True)
+    assert os.listdir(folded.path) == []
+
+
 # --- rename -------------------------------------------------------------------------------------
 
 
