@@ -280,6 +280,18 @@ def test_auto_unmount(place: Place) -> None:
     assert place.ended()
 
 
+def test_auto_unmount_comes_after_the_end(place: Place) -> None:
+    """fusermount3 waits on a socket that a killed server keeps longer than /dev/fuse.
+
+    The kernel closes the highest number first. A mount that is alive still would be left alone.
+    """
+    place.mounted("-o", "auto_unmount")
+    open_files = Path(f"/proc/{place.server}/fd")
+    held = {int(name): os.readlink(open_files / name) for name in os.listdir(open_files)}
+    device = next(fd for fd, path in held.items() if path == "/dev/fuse")
+    assert min(fd for fd, path in held.items() if path.startswith("socket:")) < device
+
+
 # --- it fails, and says why -----------------------------------------------------------------
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Iterable, Iterator
 
 import pyfuse3
 import trio
 
 from sysroot_fs.fuse.door import Door
+from sysroot_fs.null import open_null
 from sysroot_fs.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ def serve(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         door = Door(tree, ready)
-        pyfuse3.init(door, os.fsdecode(mountpoint), options)
+        with _device_closed_first() if "auto_unmount" in options else contextlib.nullcontext():
+            pyfuse3.init(door, os.fsdecode(mountpoint), options)
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
@@ -58,6 +62,35 @@ def serve(
     # A signal may come before the first request: that is no failure.
     if not door.negotiated and not ended_by:
         raise RuntimeError("the kernel and libfuse did not agree on a protocol")
+
+
+@contextlib.contextmanager
+def _device_closed_first() -> Iterator[None]:
+    """Have fusermount3, which waits for the end of a server (auto_unmount), find a dead mount.
+
+    It hears of the end by a socket that libfuse has opened, and leaves alone a mount that is still
+    alive then. The kernel closes the descriptors of a killed process one after the other, the last
+    first: so the socket must have a lower number than the device.
+    """
+    low, before = open_null(), _sockets()
+    try:
+        yield
+        opened = _sockets() - before
+        if opened:
+            socket = opened.pop()
+            os.dup2(socket, low, inheritable=False)
+            low = socket
+    finally:
+        os.close(low)
+
+
+def _sockets() -> set[int]:
+    found = set()
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the listing's own is gone by now
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                found.add(number)
+    return found
 
 
 async def _main(ended_by: list[signal.Signals]) -> None:
