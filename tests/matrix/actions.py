@@ -1,9 +1,9 @@
 """Suites whose items are functions: each works in a directory of its own, through a real mount.
 
-The directory lies in the sysroot or on the host underneath, as the cell says. An item that fails,
-that takes longer than `ITEM_SECONDS`, or after which the server has logged an error, is told with
-the lines that say where. What an item changes outside its directory is a failure of every item: a
-canary lies beside the sysroot, and one beside the host.
+The directory lies in the sysroot or on the host underneath, as the cell says. An item has failed
+too where it takes longer than `ITEM_SECONDS`, where the server has logged an error that was not
+announced, or where somebody was at the canaries beside the sysroot and beside the host. Items that
+pass leave their server to the next one.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class Stage:
     _stack: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _mount: Mount | None = None
     _owner: int = attrs.field(factory=os.getpid)
+    _is_own: bool = False
 
     @property
     def cut(self) -> bool:
@@ -115,7 +116,7 @@ class Stage:
     @property
     def seconds(self) -> float:
         """How long a race is run."""
-        return 0.5 if self.cut else 3.0
+        return 0.4 if self.cut else 3.0
 
     @property
     def in_sysroot(self) -> bool:
@@ -146,8 +147,9 @@ class Stage:
         return self.mount.point / self.path[1:]
 
     def remount(self, descriptors: int | None = None) -> None:
-        """End the server in order and start another."""
+        """End the server in order, start another; with so many *descriptors* for this item only."""
         self.close()
+        self._is_own = descriptors is not None
         self._mount = self._stack.enter_context(
             self.setting.mounted(*self.options, descriptors=descriptors)
         )
@@ -178,9 +180,18 @@ class Stage:
 
         return wait_until(there)
 
+    def leave(self) -> None:
+        """The item is done: the next one may have its server. Raises AssertionError as `close`."""
+        if self.mount.process.poll() is not None:
+            raise AssertionError("the server has died")
+        self.mount.check_log()
+        if self._is_own:
+            self.close()
+
     def close(self) -> None:
         """End the servers. Raises AssertionError where one complained."""
         self._mount = None
+        self._is_own = False
         self._stack.close()
 
     def guest(self, work: Callable[[], object], **who: Any) -> Child:
@@ -221,7 +232,7 @@ class Actions(Suite):
         return [action.name for action in self.actions]
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
-        """Run the named actions, each in a mount and a directory of its own."""
+        """Run the named actions, each in a directory of its own."""
         on_host = setting.cell.place == "host"
         outside = (setting.volume.path / "outside", setting.base / "outside")
         canaries = [Canary(path) for path in outside]
@@ -231,25 +242,30 @@ class Actions(Suite):
         finally:
             os.close(fd)
         passed, failures, skipped = 0, dict[str, Sequence[str]](), dict[str, str]()
+        top = setting.host if on_host else setting.sysroot
+        stage = Stage(setting, "", self.options, top, "/", outside, traits)
         for action in self.actions:
             if action.name not in items:
                 continue
-            lower = (setting.host if on_host else setting.sysroot) / action.name
-            stage = Stage(
-                setting, action.name, self.options, lower, f"/{action.name}", outside, traits
+            stage = attrs.evolve(
+                stage, name=action.name, lower=top / action.name, path=f"/{action.name}"
             )
             missing = [NEEDS[need] for need in NEEDS if need in action.needs & stage.lacks]
             if missing:
                 skipped[action.name] = " and ".join(missing)
                 continue
             try:
-                with _place(lower):
+                with _place(stage.lower):
                     _perform(action, stage, canaries)
                 passed += 1
             except Unable as reason:
                 skipped[action.name] = str(reason)
             except Exception as failure:
                 failures[action.name] = _words(failure)
+        try:
+            stage.close()
+        except AssertionError as failure:
+            failures["(the end of the server)"] = _words(failure)
         for canary in canaries:
             canary.watch.close()
             shutil.rmtree(canary.path)
@@ -274,11 +290,15 @@ def _perform(action: Action, stage: Stage, canaries: Sequence[Canary]) -> None:
         # Before anything is forked.
         stage.point.stat()
         action.work(stage)
-        if stage.mount.process.poll() is not None:
-            raise AssertionError("the server has died")
+        stage.leave()
+    except Unable:
+        raise
+    except BaseException:
+        # The next item has another one.
+        stage.close()
+        raise
     finally:
         watchdog.cancel()
-        stage.close()
     for canary in canaries:
         canary.check()
 

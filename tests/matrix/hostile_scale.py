@@ -110,7 +110,7 @@ def unlinked_open_files(stage: Stage) -> None:
 
 def many_names(stage: Stage) -> None:
     """A listing of names that all look stored is right at any size; its memory comes back."""
-    count = 400 if stage.cut else 5000
+    count = 120 if stage.cut else 5000
     mount = stage.mount
     names = [escape.encode(b"n%d" % number) for number in range(count // 2)]
     names += [b".ef_%016x" % number for number in range(count - len(names))]

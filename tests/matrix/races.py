@@ -93,7 +93,7 @@ def settled(stage: Stage) -> None:
 
 
 def _rounds(stage: Stage) -> int:
-    return 10 if stage.cut else 40
+    return 5 if stage.cut else 40
 
 
 # --- one winner ---------------------------------------------------------------------------------
