@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
 import select
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -191,6 +193,18 @@ class Pair:
             return outcomes
         finally:
             try:
-                shutil.rmtree(top)
+                _remove(top)
             except OSError as failure:
                 raise SideError(f"what was left cannot be removed: {failure}") from failure
+
+
+def _remove(top: Path) -> None:
+    """Remove a directory; what the calls had open may be closed a moment after their end."""
+    deadline = time.monotonic() + 5.0
+    while True:
+        try:
+            return shutil.rmtree(top)
+        except OSError as failure:
+            if failure.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)

@@ -12,20 +12,20 @@ __all__ = ["shrink"]
 
 def shrink(
     calls: Sequence[Call],
-    shows_it: Callable[[Sequence[Call]], bool],
+    what_shows_it: Callable[[Sequence[Call]], Sequence[Call] | None],
     seconds: float,
     guess: Sequence[Call] = (),
 ) -> list[Call]:
     """Take calls away as long as the rest shows it, for about so many seconds.
 
-    A *guess* of what is needed is tried first. Raises ValueError where not even all show it.
+    *what_shows_it* gives back which of the first calls it takes, None where it does not happen. A
+    *guess* of what is needed is tried first. Raises ValueError where not even all show it.
     """
     deadline = time.monotonic() + seconds
-    left = list(guess)
-    if not left or not shows_it(left):
-        left = list(calls)
-        if not shows_it(left):
-            raise ValueError("it does not happen again")
+    found = (what_shows_it(guess) if guess else None) or what_shows_it(calls)
+    if found is None:
+        raise ValueError("it does not happen again")
+    left = list(found)
     size = max(1, len(left) // 2)
     while time.monotonic() < deadline:
         # From the end: what comes last depends on the rest, and not the rest on it.
@@ -33,9 +33,9 @@ def shrink(
         while end > 0 and time.monotonic() < deadline:
             begin = max(0, end - size)
             fewer = left[:begin] + left[end:]
-            if fewer and shows_it(fewer):
-                left = fewer
-            end = begin
+            if fewer and (found := what_shows_it(fewer)) is not None:
+                left = list(found)
+            end = min(begin, len(left))
         if size == 1 and len(left) == before:
             break
         size = max(1, min(size // 2, len(left)))

@@ -13,7 +13,7 @@ import attrs
 
 from sidecar.naming import INDEX_FILE
 from tests.matrix.cases import NEEDS
-from tests.matrix.parity.calls import LINK_COUNTS, Call
+from tests.matrix.parity.calls import DIRECTORY_TIMES, LINK_COUNTS, REMOVED_FILES, Call
 from tests.matrix.parity.generate import (
     ANY_TARGETS,
     EXCHANGE,
@@ -33,18 +33,23 @@ __all__ = ["MEASURED", "Parity", "small"]
 _SEEDS: Final = 50
 _CALLS: Final = 2000
 _CALLS_OF_THE_CUT: Final = 300
-_SHRINKING_SECONDS: Final = 30.0
+_SHRINKING_SECONDS: Final = 120.0
+_SHRINKING_SECONDS_OF_THE_CUT: Final = 20.0
 _WHERE: Final = {"sysroot": "root", "host": "host"}
 MEASURED: Final[Mapping[str, str]] = {
     EXCHANGE: "the volume cannot exchange two names",
     ANY_TARGETS: "the volume refuses targets of symbolic links that are not UTF-8",
+    DIRECTORY_TIMES: "the volume does not move a directory's times at every change in it",
     LINK_COUNTS: "the volume miscounts the links of what is renamed or removed while it is open",
+    REMOVED_FILES: "the volume keeps a removed file in its directory as long as it is open",
     SPECIAL_BITS: "the volume takes set-id and sticky bits away by itself",
 }
 """Reasons for what is not in `NEEDS`."""
 
 
-_NOT_COMPARED: Final = frozenset({"modes", "owners", "directory-links", "atimes", LINK_COUNTS})
+_NOT_COMPARED: Final = frozenset(
+    {"modes", "owners", "directory-links", "atimes", DIRECTORY_TIMES, LINK_COUNTS}
+)
 
 
 @attrs.frozen
@@ -66,7 +71,10 @@ class Parity(Suite):
         for directory in (plain, below):
             directory.mkdir()
         lacks = frozenset() if on_host else setting.lacks | measured_lacks(setting.volume.path)
-        run = _Run(lacks, _CALLS_OF_THE_CUT if setting.cut else _CALLS)
+        if setting.cut:
+            run = _Run(lacks, _CALLS_OF_THE_CUT, _SHRINKING_SECONDS_OF_THE_CUT)
+        else:
+            run = _Run(lacks, _CALLS, _SHRINKING_SECONDS)
         try:
             with setting.mounted() as mount:
                 run.mounted(mount, plain, mount.point / where, items)
@@ -94,6 +102,7 @@ class _Run:
 
     lacks: frozenset[str]
     count: int
+    seconds: float
     done: set[str] = attrs.Factory(set)
     failures: dict[str, Sequence[str]] = attrs.Factory(dict)
     left_out: Counter[str] = attrs.Factory(Counter)
@@ -129,7 +138,19 @@ class _Run:
         if difference.kind in self._known:
             return [*words, f"(looks like {self._known[difference.kind]})"]
         self._known[difference.kind] = item
-        return [*words, *_shrunk(pair, calls[: difference.index + 1], difference, seed)]
+        return [*words, *self._shrunk(pair, calls[: difference.index + 1], difference, seed)]
+
+    def _shrunk(self, pair: Pair, calls: Sequence[Call], found: Difference, seed: int) -> list[str]:
+        """The script that shows it, in words of the tally."""
+        try:
+            left = small(pair, calls, found, self.seconds)
+        except (ValueError, SideError) as error:
+            return [f"in another fresh directory: {error}"]
+        title = f"Parity, seed {seed}: {found.call.name} differs."
+        return [
+            f"{len(calls)} calls, shrunk to {len(left)}; to see it again:",
+            *script_of(left, pair.lacks, title).splitlines(),
+        ]
 
 
 def _complaints(mount: Mount) -> list[str]:
@@ -146,29 +167,18 @@ def small(pair: Pair, calls: Sequence[Call], found: Difference, seconds: float) 
     Raises ValueError where it does not happen again.
     """
 
-    def shows_it(some: Sequence[Call]) -> bool:
+    def what_shows_it(some: Sequence[Call]) -> Sequence[Call] | None:
         try:
             difference = pair.first_difference(some)
         except SideError:
-            return False
-        return difference is not None and difference.kind == found.kind
+            return None
+        if difference is None or difference.kind != found.kind:
+            return None
+        return some[: difference.index + 1]
 
     before = pair.left_out.copy()
     try:
-        return shrink(calls, shows_it, seconds, pair.effective(calls))
+        return shrink(calls, what_shows_it, seconds, pair.effective(calls))
     finally:
         pair.left_out.clear()
         pair.left_out.update(before)
-
-
-def _shrunk(pair: Pair, calls: Sequence[Call], found: Difference, seed: int) -> list[str]:
-    """The script that shows it, in words of the tally."""
-    try:
-        left = small(pair, calls, found, _SHRINKING_SECONDS)
-    except (ValueError, SideError) as error:
-        return [f"in another fresh directory: {error}"]
-    title = f"Parity, seed {seed}: {found.call.name} differs."
-    return [
-        f"{len(calls)} calls, shrunk to {len(left)}; to see it again:",
-        *script_of(left, pair.lacks, title).splitlines(),
-    ]
