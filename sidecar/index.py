@@ -361,7 +361,10 @@ class DirectoryIndex:
         return [name for name in self.names if name in HELPER_NAMES]
 
     def leftovers(self) -> list[bytes]:
-        """Files that the volume keeps because they are open, as of the last scan."""
+        """Files that the volume keeps because they are open, as of the last scan.
+
+        Not those of lowntfs, which takes them away only where they are: moved, they would stay.
+        """
         return [name for name in self.names if name.startswith(b".fuse_hidden")]
 
     # --- naming ------------------------------------------------------------------------------

@@ -140,11 +140,26 @@ def measured_lacks(directory: Path) -> frozenset[str]:
             can[DIRECTORY_TIMES] = os.stat(name).st_mtime > RECENT
             counts = [os.fstat(file.fileno()).st_nlink]
             os.unlink(link)
-            can[REMOVED_FILES] = len(os.listdir(name)) == 1
             file.truncate(1)
             counts.append(os.fstat(file.fileno()).st_nlink)
             can[LINK_COUNTS] = counts == [1, 0]
+        can[REMOVED_FILES] = _gives_up_removed_files(name)
         return frozenset(need for need, works in can.items() if not works)
+
+
+def _gives_up_removed_files(directory: str) -> bool:
+    """Whether a directory can be removed in which a removed file was that is still open.
+
+    The mount moves away what libfuse keeps of such a file.
+    """
+    inner = f"{directory}/inner"
+    os.mkdir(inner)
+    with open(f"{inner}/f", "xb"):
+        os.unlink(f"{inner}/f")
+        for kept in os.listdir(inner):
+            if kept.startswith(".fuse_hidden"):
+                os.rename(f"{inner}/{kept}", f"{directory}/{kept}")
+        return _works(os.rmdir, inner)
 
 
 def _works(function: Callable[..., object], *arguments: object) -> bool:

@@ -41,7 +41,7 @@ MEASURED: Final[Mapping[str, str]] = {
     ANY_TARGETS: "the volume refuses targets of symbolic links that are not UTF-8",
     DIRECTORY_TIMES: "the volume does not move a directory's times at every change in it",
     LINK_COUNTS: "the volume miscounts the links of what is renamed or removed while it is open",
-    REMOVED_FILES: "the volume keeps a removed file in its directory as long as it is open",
+    REMOVED_FILES: "the volume does not give up a removed file in a directory while it is open",
     SPECIAL_BITS: "the volume takes set-id and sticky bits away by itself",
 }
 """Reasons for what is not in `NEEDS`."""
