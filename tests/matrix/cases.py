@@ -63,6 +63,8 @@ NEEDS: Final = {
     "large-ids": "the volume has no user ids of more than 31 bits",
     "open-renames": "the volume counts a link too many of a file that was renamed while open",
     "atimes": "the volume keeps no times of access",
+    "any-targets": "the volume refuses targets of links that are not UTF-8",
+    "iota-subscripts": "the volume loses a rename between two forms of an iota subscript",
 }
 """What a case may need of the volume below its directory, and the reason where it lacks that."""
 

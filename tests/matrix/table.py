@@ -24,9 +24,10 @@ from typing import Final
 import attrs
 
 from tests.caseless import open_kind
-from tests.matrix import coreutils, death, fallback_items, guests, report
+from tests.matrix import coreutils, death, fallback_items, guests, names, path_calls, paths, report
 from tests.matrix.building import GuestBuildError
 from tests.matrix.busybox import Busybox
+from tests.matrix.calls import Calls
 from tests.matrix.fallback import Fallback
 from tests.matrix.gnu_coreutils import GnuCoreutils
 from tests.matrix.hostile import HOSTILE
@@ -58,6 +59,9 @@ SUITES: Final[tuple[Suite, ...]] = (
     *death.SUITES,
     Busybox(),
     GnuCoreutils(),
+    Calls("names", guests=(), scenarios=names.SCENARIOS),
+    Calls("path-calls", guests=(), scenarios=path_calls.SCENARIOS, both_layers=True),
+    Lines("paths", cases=paths.CASES),
 )
 
 _FUSE = frozenset({"removed-directories"})
@@ -65,13 +69,14 @@ _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "d
 LACKS: Final[Mapping[str, frozenset[str]]] = {
     "ext4": frozenset(),
     "zfs": _ZFS,
-    "zfs-formd": _ZFS,
+    "zfs-formd": _ZFS | {"iota-subscripts"},
     # Not that it folds, nor which names it refuses: those the guest does not see.
     "exfat": _ZFS
     | {"symlinks", "hard-links", "modes", "owners", "special-files", "sparse", "atimes"},
     "lowntfs": _FUSE
     | {"blocks", "directory-links", "fine-times", "large-ids", "open-renames"}
     | {"ill-formed-targets"},
+    "lowntfs": _FUSE | {"blocks", "directory-links", "any-targets"},
     "caseless": _FUSE | {"xattrs", "blocks", "directory-links", "sparse", "atimes"},
 }
 """What a volume cannot do, of `cases.NEEDS`: what differs for it in the sysroot is excused."""
