@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix import busybox, external, table
+from tests.matrix import busybox, external
 from tests.matrix.external import Difference, Outcome, judge, parse_list
 from tests.matrix.sandbox import only_writing
 from tests.matrix.suite import Cell
+from tests.matrix.suites import SUITES
 
 CELL = Cell("busybox", "zfs", "musl", "sysroot", "default")
 LIST = """\
@@ -52,7 +53,7 @@ def test_a_line_that_says_nothing_is_refused(text: str) -> None:
 @pytest.mark.parametrize("suite", ["busybox", "gnu-coreutils"])
 def test_lists_name_what_exists(suite: str) -> None:
     """A line for a test that is gone would never be missed."""
-    (found,) = [one for one in table.SUITES if one.name == suite]
+    (found,) = [one for one in SUITES if one.name == suite]
     assert {one.item for one in external.read_list(suite)} <= set(found.items())
 
 

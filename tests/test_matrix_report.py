@@ -10,6 +10,7 @@ import pytest
 from tests.matrix import report, table
 from tests.matrix.report import Result
 from tests.matrix.suite import VOLUMES, Cell, Tally
+from tests.matrix.suites import SUITES
 
 GOOD = Result(Cell("coreutils", "ext4", "musl", "host"), Tally(3), 1.0)
 BAD = Result(
@@ -48,7 +49,7 @@ def test_the_reports_are_written(tmp_path: Path) -> None:
 def test_a_cut_has_every_row_and_column() -> None:
     """Each value of each axis of each suite in some cell, and each item once."""
     jobs = table.cut()
-    for suite in table.SUITES:
+    for suite in SUITES:
         mine = [job for job in jobs if job.suite is suite]
         for axis in ("volume", "guest", "place", "mode"):
             wanted = getattr(suite, f"{axis}s") or ("-",)

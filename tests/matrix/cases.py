@@ -55,7 +55,6 @@ NEEDS: Final = {
     "any-names": "the volume refuses some characters in names",
     "sparse": "the volume stores the holes of a file",
     "blocks": "the volume counts the blocks of a file later, or not at all",
-    "ill-formed-targets": "the volume refuses targets of symbolic links that are not UTF-8",
     "fine-times": "the volume rounds times, or does not have all of them",
     "directory-links": "the volume does not count a directory's subdirectories as links",
     "removed-directories": "the volume forgets a directory that was removed and is still in use",
@@ -63,7 +62,7 @@ NEEDS: Final = {
     "large-ids": "the volume has no user ids of more than 31 bits",
     "open-renames": "the volume counts a link too many of a file that was renamed while open",
     "atimes": "the volume keeps no times of access",
-    "any-targets": "the volume refuses targets of links that are not UTF-8",
+    "any-targets": "the volume refuses targets of symbolic links that are not UTF-8",
     "iota-subscripts": "the volume loses a rename between two forms of an iota subscript",
 }
 """What a case may need of the volume below its directory, and the reason where it lacks that."""

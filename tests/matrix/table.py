@@ -24,18 +24,9 @@ from typing import Final
 import attrs
 
 from tests.caseless import open_kind
-from tests.matrix import coreutils, death, fallback_items, guests, names, path_calls, paths, report
+from tests.matrix import guests, report
 from tests.matrix.building import GuestBuildError
-from tests.matrix.busybox import Busybox
-from tests.matrix.calls import Calls
-from tests.matrix.fallback import Fallback
-from tests.matrix.gnu_coreutils import GnuCoreutils
-from tests.matrix.hostile import HOSTILE
-from tests.matrix.lines import Lines
-from tests.matrix.parity import Parity
-from tests.matrix.races import RACES
 from tests.matrix.report import Result
-from tests.matrix.soak import SOAK
 from tests.matrix.suite import (
     GUESTS,
     MODES,
@@ -47,22 +38,8 @@ from tests.matrix.suite import (
     Suite,
     Tally,
 )
+from tests.matrix.suites import SUITES
 from tests.matrix.volumes import VolumeError
-
-SUITES: Final[tuple[Suite, ...]] = (
-    Lines("coreutils", cases=coreutils.CASES),
-    HOSTILE,
-    RACES,
-    SOAK,
-    Fallback("fallback", places=(), of=fallback_items.ITEMS),
-    Parity("parity"),
-    *death.SUITES,
-    Busybox(),
-    GnuCoreutils(),
-    Calls("names", guests=(), scenarios=names.SCENARIOS),
-    Calls("path-calls", guests=(), scenarios=path_calls.SCENARIOS, both_layers=True),
-    Lines("paths", cases=paths.CASES),
-)
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
@@ -75,8 +52,7 @@ LACKS: Final[Mapping[str, frozenset[str]]] = {
     | {"symlinks", "hard-links", "modes", "owners", "special-files", "sparse", "atimes"},
     "lowntfs": _FUSE
     | {"blocks", "directory-links", "fine-times", "large-ids", "open-renames"}
-    | {"ill-formed-targets"},
-    "lowntfs": _FUSE | {"blocks", "directory-links", "any-targets"},
+    | {"any-targets"},
     "caseless": _FUSE | {"xattrs", "blocks", "directory-links", "sparse", "atimes"},
 }
 """What a volume cannot do, of `cases.NEEDS`: what differs for it in the sysroot is excused."""
