@@ -69,6 +69,7 @@ class Busybox(Suite):
     """The files of the testsuite, each with its cases."""
 
     name: str = "busybox"
+    modes: tuple[str, ...] = ("default",)
 
     def items(self) -> Sequence[str]:
         """The files below ``testsuite``."""

@@ -31,12 +31,15 @@ cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
         *) umount -l "$point" ;;
     esac
 done
-mount -t tmpfs tmpfs /dev/shm
 echo ready
 exec cat
 """
 
-_ALONE: Final = shlex.split("unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc --")
+# A program is not process 1 itself: that one ignores the signals that it does not expect.
+_ALONE: Final = shlex.split(
+    "unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc -- sh -c"
+    """ 'mount -t tmpfs tmpfs /dev/shm && "$@"; exit $?' -"""
+)
 
 
 @contextlib.contextmanager
