@@ -6,6 +6,7 @@ it; what had returned is there. What is left of ours is known, harmless and mend
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -42,6 +43,8 @@ FAMILIES: Final = {
 
 _HARMLESS: Final = (What.ROW_WITHOUT_OBJECT, What.LEFT_INDEX, What.EMPTY_INDEX)
 _CLIENTS: Final = 4
+_PATIENCE: Final = 20.0
+"""Seconds until the kernel has told what it forgets."""
 
 
 def of_family(bench: Bench, family: str) -> list[Mutation]:
@@ -215,15 +218,19 @@ def kill_clients(bench: Bench, family: str, seed: int) -> list[str]:
         for client in clients:
             wrong = _progress_kept(bench, client, _ended(client))
             words += [f"{client.mutation.name}, its client was killed: {word}" for word in wrong]
-    deadline = time.monotonic() + 5
-    while (held := _descriptors(bench)) > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if held > before:
-        words.append(f"the server holds {held} descriptors, {before} before")
+    deadline = time.monotonic() + _PATIENCE
+    while len(held := _descriptors(bench)) > len(before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if len(held) > len(before):
+        words.append(f"the server holds {sorted(held)}, before {sorted(before)}")
     return words
 
 
-def _descriptors(bench: Bench) -> int:
-    """How many the server has open, once the kernel has forgotten what nobody uses."""
+def _descriptors(bench: Bench) -> list[str]:
+    """What the server has open, once the kernel has forgotten what nobody uses."""
     Path("/proc/sys/vm/drop_caches").write_text("2")
-    return len(os.listdir(f"/proc/{bench.mount.process.pid}/fd"))
+    found = []
+    for entry in Path(f"/proc/{bench.mount.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found

@@ -20,6 +20,7 @@ _CHANGES: Final = re.compile(
     r"|write|pwrite64|fsync|fdatasync|l?(set|remove)xattr"
 )
 _REPLY: Final = "writev"
+_PATIENCE: Final = 5.0
 
 
 @attrs.frozen
@@ -42,7 +43,7 @@ def changes(call: Call) -> bool:
 
 
 @contextlib.contextmanager
-def _strace(pid: int, log: Path, *options: str) -> Iterator[None]:
+def _strace(pid: int, log: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Attached to all threads of *pid* for the length of the block; *log* has what it saw."""
     command = ["strace", "-f", "-y", "-s", "64", "-p", str(pid), "-o", str(log), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
@@ -52,10 +53,14 @@ def _strace(pid: int, log: Path, *options: str) -> Iterator[None]:
             tracer.kill()
             raise AssertionError(f"strace: {said}{tracer.stderr.read()}")
         try:
-            yield
+            yield tracer
         finally:
             tracer.terminate()
-            tracer.communicate()
+            try:
+                tracer.communicate(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                tracer.kill()
+                tracer.communicate()
 
 
 @contextlib.contextmanager
@@ -93,8 +98,12 @@ def failing(pid: int, log: Path, call: Call, error: str) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def killed_at(pid: int, log: Path, call: Call) -> Iterator[None]:
     """Have the server be killed when it is about to make *call*."""
-    with _strace(pid, log, *_killing(call)):
+    with _strace(pid, log, *_killing(call)) as tracer:
         yield
+        # It ends with what it traces. Told to let go of a dying process, it could wait for ever for
+        # the first thread, which waits for the others, which wait for it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            tracer.wait(_PATIENCE)
 
 
 def launched(
