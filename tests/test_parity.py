@@ -17,11 +17,13 @@ from tests.matrix.cases import NEEDS
 from tests.matrix.parity import calls as interpreter
 from tests.matrix.parity.calls import Call, Failed
 from tests.matrix.parity.generate import EXCHANGE, calls_of, measured_lacks, need_of
-from tests.matrix.parity.pair import Pair, SideError, literal
+from tests.matrix.parity.pair import HangError, Pair, SideError, literal
 from tests.matrix.parity.script import script_of
 from tests.matrix.parity.shrink import shrink
-from tests.matrix.parity.suite import MEASURED, small
+from tests.matrix.parity.suite import MEASURED, Parity, small
+from tests.matrix.suite import Cell, Reference, Setting
 from tests.matrix.table import LACKS
+from tests.matrix.volumes import Volume
 
 
 @pytest.fixture
@@ -200,6 +202,39 @@ def test_a_side_that_breaks_off_is_told(sides: tuple[Path, Path]) -> None:
     pair = Pair(*sides, perform=with_fault(plant))
     with pytest.raises(SideError, match="without an answer"):
         pair.first_difference(calls_of(0, 10))
+
+
+def test_a_server_that_hangs_is_ended(workplace: Path) -> None:
+    """What was not run afterwards is a failure, and nothing is left behind."""
+    sysroot, host = workplace / "sysroot", workplace / "host"
+    for directory in (sysroot, host):
+        directory.mkdir()
+    setting = Setting(
+        Cell("parity", "ext4", place="sysroot", mode="default"),
+        workplace,
+        Volume(sysroot, "plain"),
+        sysroot,
+        host,
+        frozenset(),
+        Reference(workplace),
+        cut=True,
+    )
+    suite = Parity("parity")
+    tally = suite.run(setting, suite.items()[:2])
+    assert (tally.passed, tally.failures) == (2, {})
+
+    def hang(*_: object) -> None:
+        raise HangError("no end within 60 s")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pair, "first_difference", hang)
+        tally = suite.run(setting, suite.items()[:2])
+    assert tally.failures == {
+        "seed-0": ["seed-0: no end within 60 s"],
+        "seed-1": ["not run: the server had gone"],
+    }
+    assert tally.passed == 0
+    assert [*sysroot.iterdir(), *host.iterdir()] == []
 
 
 def test_shrinking_leaves_what_is_needed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -21,7 +22,7 @@ from tests.children import start_child
 from tests.matrix.parity import calls as interpreter
 from tests.matrix.parity.calls import Call, Failed, LeftOut
 
-__all__ = ["Difference", "Pair", "SideError", "shown"]
+__all__ = ["Difference", "HangError", "Pair", "SideError", "shown"]
 
 PATIENCE: Final = 60.0
 """Seconds until a side that has not made its calls is taken to hang."""
@@ -35,6 +36,10 @@ Perform = Callable[[bytes, Sequence[Call], frozenset[str], bool], list[object]]
 
 class SideError(Exception):
     """A side could not make its calls to the end, or what it left cannot be removed."""
+
+
+class HangError(SideError):
+    """A side does not answer: whoever has its server has to end it."""
 
 
 @attrs.frozen
@@ -176,8 +181,8 @@ class Pair:
         self, base: Path, perform: Perform, calls: Sequence[Call], judges: bool
     ) -> list[object]:
         top = base / f"parity-{next(self._serial)}"
-        top.mkdir()
         try:
+            top.mkdir()
             if "modes" not in self.lacks:
                 top.chmod(0o777)
             work = functools.partial(perform, os.fsencode(top), calls, self.lacks, judges)
@@ -185,17 +190,16 @@ class Pair:
             if not select.select([child.pipe], [], [], PATIENCE)[0]:
                 os.kill(child.pid, signal.SIGKILL)
                 os.close(child.pipe)
-                raise SideError(f"no end within {PATIENCE:g} s")
-            try:
-                outcomes: list[object] = child.result()
-            except AssertionError as error:
-                raise SideError(str(error)) from None
-            return outcomes
-        finally:
-            try:
+                raise HangError(f"no end within {PATIENCE:g} s")
+            outcomes: list[object] = child.result()
+            _remove(top)
+        except HangError:
+            raise
+        except (OSError, AssertionError) as failure:
+            with contextlib.suppress(OSError):
                 _remove(top)
-            except OSError as failure:
-                raise SideError(f"what was left cannot be removed: {failure}") from failure
+            raise SideError(f"{base}: {failure}") from failure
+        return outcomes
 
 
 def _remove(top: Path) -> None:

@@ -22,7 +22,7 @@ from tests.matrix.parity.generate import (
     measured_lacks,
     need_of,
 )
-from tests.matrix.parity.pair import Difference, Pair, SideError
+from tests.matrix.parity.pair import Difference, HangError, Pair, SideError
 from tests.matrix.parity.script import script_of
 from tests.matrix.parity.shrink import shrink
 from tests.matrix.suite import Setting, Suite, Tally
@@ -113,8 +113,12 @@ class _Run:
         pair = Pair(plain, other, self.lacks)
         pair.left_out = self.left_out
         for item in items:
-            words = self._one(pair, item) + _complaints(mount)
             self.done.add(item)
+            try:
+                words = self._one(pair, item) + _complaints(mount)
+            except HangError as error:
+                words = [f"{item}: {error}"]
+                mount.kill()
             if words:
                 self.failures[item] = words
             if mount.process.poll() is not None:
@@ -130,6 +134,8 @@ class _Run:
                 calls.append(call)
         try:
             difference = pair.first_difference(calls)
+        except HangError:
+            raise
         except SideError as error:
             return [f"seed {seed}: {error}"]
         if difference is None:
