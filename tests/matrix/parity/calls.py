@@ -97,11 +97,14 @@ class World:
         if need in self.lacks and seen.st_nlink == 0 and not kept:
             raise LeftOut(need)
 
-    def needs_closed(self) -> None:
-        """Leave the call out where a removed file that is open here may be in its way."""
+    def needs_closed(self, replaced: bytes = b"") -> None:
+        """Leave the call out where a removed file that is open here may be in its way.
+
+        Replacing an open file of a long name leaves one of a cut name on lowntfs.
+        """
         if not self.judges or REMOVED_FILES not in self.lacks:
             return
-        if any(os.fstat(fd).st_nlink == 0 for fd in self.slots.values()):
+        if len(replaced) > 240 or any(os.fstat(fd).st_nlink == 0 for fd in self.slots.values()):
             raise LeftOut(REMOVED_FILES)
 
     def put(self, slot: str, fd: int) -> None:
@@ -280,14 +283,14 @@ def do_unlink(w: World, at: str | None, path: bytes) -> None:
 
 
 def do_rename(w: World, at: str | None, old: bytes, to: str | None, new: bytes) -> None:
-    w.needs_closed()
+    w.needs_closed(new)
     os.rename(old, new, src_dir_fd=w.at(at), dst_dir_fd=w.at(to))
 
 
 def do_renameat2(
     w: World, at: str | None, old: bytes, to: str | None, new: bytes, flags: int
 ) -> None:
-    w.needs_closed()
+    w.needs_closed(new)
     checked(libc.renameat2(from_here(w.at(at)), old, from_here(w.at(to)), new, flags))
 
 
