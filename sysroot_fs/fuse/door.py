@@ -68,6 +68,19 @@ def _answering(
     return answer
 
 
+def _sync(handle: Handle, data_only: bool) -> OSError | None:
+    """Sync in a thread; what came of it is given back.
+
+    Raised through the threads' machinery its traceback would be a cycle, and hold the file open
+    after the guest has closed it.
+    """
+    try:
+        files.sync(handle, data_only)
+    except OSError as failure:
+        return failure.with_traceback(None)
+    return None
+
+
 def _caller(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
@@ -291,7 +304,9 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(files.sync, self._handles[fh], datasync)
+        failure = await trio.to_thread.run_sync(_sync, self._handles[fh], datasync)
+        if failure is not None:
+            raise failure
 
     # --- directories -------------------------------------------------------------------------
 
