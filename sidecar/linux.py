@@ -17,7 +17,7 @@ import re
 import struct
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, final
 
@@ -466,14 +466,13 @@ class acting_as:
 def in_groups(groups: Collection[int]) -> Iterator[None]:
     """Have these supplementary groups besides one's own for the moment, in all threads.
 
-    For a volume that looks them up itself. Where the process is not root it changes nothing.
+    For a volume that looks them up itself. Where the process may not it changes nothing.
     """
     own = os.getgroups()
-    if not _can_act:
-        yield
-        return
-    os.setgroups([*own, *groups])
+    with suppress(PermissionError):
+        os.setgroups([*own, *groups])
     try:
         yield
     finally:
-        os.setgroups(own)
+        with suppress(PermissionError):
+            os.setgroups(own)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import linux
+from tests.children import in_child
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -438,3 +439,17 @@ def test_acting_as_does_nothing_without_root() -> None:
             check=True,
         )
         assert done.stdout == "4321 0\n4321 0\n"
+
+
+@root_only
+def test_in_groups_adds_groups_for_the_moment() -> None:
+    """The groups come and go; who may not have them goes on with his own."""
+
+    def groups() -> tuple[set[int], set[int], set[int]]:
+        before = set(os.getgroups())
+        with linux.in_groups((4321, 5432)):
+            inside = set(os.getgroups())
+        return before, inside, set(os.getgroups())
+
+    assert in_child(groups, groups=(77,)) == ({77}, {77, 4321, 5432}, {77})
+    assert in_child(groups, uid=1000, gid=1000, groups=(77,)) == ({77}, {77}, {77})
