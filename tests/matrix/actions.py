@@ -185,7 +185,9 @@ class Stage:
         if self.mount.process.poll() is not None:
             raise AssertionError("the server has died")
         self.mount.check_log()
-        if self._is_own:
+        # lowntfs-3g gives a new directory the number of a removed one: where somebody still has
+        # that open, and a server has, the kernel takes the new one for removed.
+        if self._is_own or self.setting.volume.kind == "lowntfs":
             self.close()
 
     def close(self) -> None:
