@@ -128,7 +128,9 @@ def _swapped(
             stage.guest(lambda: _go_on(use(guest / "victim"), stage.seconds)) for _ in range(2)
         ]
         worked = sum(user.result() for user in users)
-    assert worked, "no call of the guest ever met its victim"
+    # Where names are remembered for long, what changed below is not looked at again.
+    remembers = below and stage.setting.cell.mode == "long"
+    assert worked or remembers, "no call of the guest ever met its victim"
     kinds = {stat.S_IFMT(path.lstat().st_mode) for path in lower.iterdir()}
     assert stat.S_IFLNK in kinds, "the links are gone"
     # The server is as good as before.
