@@ -28,7 +28,8 @@ cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
     esac
     case $top/ in
         "${point%/}"/*) mount -o remount,bind,ro "$point" ;;
-        *) umount -l "$point" ;;
+        # Somebody may just have unmounted it, which is seen here too.
+        *) umount -l "$point" || ! grep -qF " $name " /proc/self/mountinfo ;;
     esac
 done
 echo ready
