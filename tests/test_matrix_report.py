@@ -47,15 +47,15 @@ def test_the_reports_are_written(tmp_path: Path) -> None:
 
 
 def test_a_cut_has_every_row_and_column() -> None:
-    """Each value of each axis of each suite in some cell, and each item once."""
+    """Each value of each axis of each suite in some cell, and each item that belongs to it once."""
     jobs = table.cut()
     for suite in SUITES:
         mine = [job for job in jobs if job.suite is suite]
         for axis in ("volume", "guest", "place", "mode"):
             wanted = getattr(suite, f"{axis}s") or ("-",)
-            if len(suite.items()) >= len(wanted):
+            if len(suite.cut_items()) >= len(wanted):
                 assert {getattr(job.cell, axis) for job in mine} == set(wanted), (suite.name, axis)
-        assert sorted(item for job in mine for item in job.items) == sorted(suite.items())
+        assert sorted(item for job in mine for item in job.items) == sorted(suite.cut_items())
 
 
 def test_only_some_cells() -> None:

@@ -12,12 +12,14 @@ among its cells.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -78,12 +80,15 @@ class Job:
 
 
 def full(only: Mapping[str, Sequence[str]]) -> list[Job]:
-    """Every cell that *only* lets through, an axis with the values that it may have."""
+    """Every cell that *only* lets through, an axis with the values that it may have.
+
+    A suite that does not depend on an axis is let through whatever stands there.
+    """
     return [
         Job(suite, cell, suite.items())
         for suite in SUITES
         for cell in suite.cells()
-        if all(getattr(cell, axis) in values for axis, values in only.items())
+        if all(getattr(cell, axis) in ("-", *values) for axis, values in only.items())
     ]
 
 
@@ -146,15 +151,38 @@ def _run(job: Job, base: Path, reference: Reference) -> Tally:
 
 
 def run_jobs(jobs: Sequence[Job], base: Path) -> list[Result]:
-    """Run the cells, one line each."""
+    """Run the cells, one line each; on a terminal the one that runs shows how long already."""
     reference = Reference(base)
     results = []
-    for job in jobs:
-        print(f"{job.cell.name:48} ", end="", flush=True)
-        result = run_job(job, base, reference)
-        print(result.line(), flush=True)
+    for number, job in enumerate(jobs, 1):
+        line = f"{number:{len(str(len(jobs)))}}/{len(jobs)} {job.cell.name:48} "
+        with _clock(line) if sys.stdout.isatty() else contextlib.nullcontext():
+            result = run_job(job, base, reference)
+        print(f"{line}{result.line()}", flush=True)
         results.append(result)
     return results
+
+
+@contextlib.contextmanager
+def _clock(line: str) -> Iterator[None]:
+    """Show *line* and the seconds since, on one line of the terminal that is empty afterwards."""
+    over = threading.Event()
+
+    def show() -> None:
+        began = time.monotonic()
+        while True:
+            print(f"\r{line}{time.monotonic() - began:.0f} s", end="", flush=True)
+            if over.wait(1):
+                print("\r\033[K", end="", flush=True)
+                return
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _only(text: str) -> dict[str, Sequence[str]]:
