@@ -161,6 +161,8 @@ def _why(verdict: str, said: Sequence[str]) -> Sequence[str]:
     if verdict == "SKIP":
         reasons = [line for line in said if _SKIPPED in line] or said[-1:]
         return [line.rpartition(_SKIPPED)[2] for line in reasons[-1:]]
+    if "+ __st=0" in said:  # it went well until its directory was to be removed
+        return said[-_LINES:]
     ends = [number for number, line in enumerate(said) if line in _ENDS]
     end = ends[0] if ends else len(said)
     return said[max(0, end - _LINES) : end]
