@@ -27,6 +27,11 @@ __all__ = [
     "AT_STATX_DONT_SYNC",
     "AT_STATX_FORCE_SYNC",
     "AT_SYMLINK_NOFOLLOW",
+    "MS_NOATIME",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_RDONLY",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
     "RENAME_WHITEOUT",
@@ -39,8 +44,10 @@ __all__ = [
     "Stat",
     "acting_as",
     "failure",
+    "fallocate",
     "fd_path",
     "in_groups",
+    "mount",
     "mount_type",
     "openat2",
     "renameat2",
@@ -283,6 +290,17 @@ def utimens(
         raise failure(path)
 
 
+_fallocate: Final = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, zero or give back bytes of a file with the FALLOC_FL_* of fallocate(2)."""
+    while _fallocate(fd, mode, offset, length):
+        if _get_errno() != _EINTR:
+            raise failure()
+
+
 # --- descriptors and mounts -----------------------------------------------------------
 
 
@@ -322,6 +340,31 @@ _umount2: Final = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
+
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1024
+
+_mount: Final = _libc.mount
+_mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+
+
+def mount(
+    source: bytes | None, target: bytes, kind: bytes | None, flags: int, data: bytes | None
+) -> None:
+    """Mount a filesystem of the type *kind* at *target*, or change a mount; *flags* are MS_*."""
+    _check_path(target)
+    if _mount(source, target, kind, flags, data):
+        raise failure(target)
 
 
 def umount(path: bytes, *, lazy: bool = False) -> None:

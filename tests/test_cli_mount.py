@@ -447,9 +447,8 @@ def test_fusermount_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_binding(place: Place, body: str) -> None:
     """A pyfuse3 that cannot be imported is one sentence about what to install."""
     (place.top / "pyfuse3.py").write_text(body)
-    run("mount", place.sysroot, place.mountpoint, env=environment(place.top)).assert_sentence(
-        "pyfuse3 cannot be loaded", "install"
-    )
+    words = ("mount", "-o", "door=pyfuse3", place.sysroot, place.mountpoint)
+    run(*words, env=environment(place.top)).assert_sentence("pyfuse3 cannot be loaded", "install")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from sysroot_fs.cli.errors import UsageError
-from sysroot_fs.cli.mount import escaped, fuse_options
+from sysroot_fs.cli.mount import mount_options
 from sysroot_fs.cli.options import (
     BY_NAME,
     IGNORED_PREFIX,
@@ -19,6 +19,7 @@ from sysroot_fs.cli.options import (
     describe,
     split_options,
 )
+from sysroot_fs.fuse.serve import escaped, libfuse_words
 
 
 def parsed(text: str, privileged: bool = False) -> Settings:
@@ -248,7 +249,7 @@ def test_help_names_every_option() -> None:
 
 def test_fuse_options_by_default() -> None:
     """libfuse is always given the source, the type, and default_permissions."""
-    assert fuse_options(Settings(), b"/guest") == [
+    assert libfuse_words(mount_options(Settings(), b"/guest")) == [
         "fsname=/guest",
         "subtype=sysroot",
         "default_permissions",
@@ -263,7 +264,7 @@ def test_fuse_options_that_are_set() -> None:
         "suid,dev,noexec,noatime,ro,allow_other,auto_unmount,max_read=4096,fsname=x,"
         "subtype=y,fallback=safe,host=/h,entry_timeout=3"
     )
-    assert fuse_options(settings, b"/guest") == [
+    assert libfuse_words(mount_options(settings, b"/guest")) == [
         "fsname=x",
         "subtype=y",
         "default_permissions",

@@ -10,11 +10,15 @@ import logging
 import os
 from collections.abc import Callable
 
+import attrs
+
 from sysroot_fs.cli import daemon, machine, preflight
+from sysroot_fs.cli.doors import load_door
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.trees import open_tree
+from sysroot_fs.fuse.options import MountOptions
 from sysroot_fs.text import absolute, reason, sentence, shown
 
 EXAMPLES = """\
@@ -53,41 +57,12 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(run=run)
 
 
-def escaped(value: bytes) -> str:
-    """`value` inside a libfuse option: ASCII, with commas and backslashes taken literally.
-
-    libfuse reads `\\ooo` as a byte in octal (its fuse_opt.c), and pyfuse3 hands on ASCII only.
-    """
-    return "".join(
-        chr(byte) if 0x20 < byte < 0x7F and byte not in b",\\" else f"\\{byte:03o}"
-        for byte in value
+def mount_options(settings: Settings, sysroot: bytes) -> MountOptions:
+    """The settings that are the mount's business and not the tree's."""
+    same = set(attrs.fields_dict(MountOptions)) & set(attrs.fields_dict(Settings))
+    return MountOptions(
+        source=settings.fsname or sysroot, **{name: getattr(settings, name) for name in same}
     )
-
-
-def fuse_options(settings: Settings, sysroot: bytes) -> list[str]:
-    """The settings that are libfuse's business, in its words.
-
-    max_read is left out: libfuse wants the same number from the binding's answer to INIT, where
-    pyfuse3 (3.5) cannot put it, and ends the session when they differ.
-    """
-    options = [
-        f"fsname={escaped(settings.fsname or sysroot)}",
-        f"subtype={escaped(settings.subtype)}",
-        "default_permissions",
-        "suid" if settings.suid else "nosuid",
-        "dev" if settings.dev else "nodev",
-    ]
-    if not settings.exec:
-        options.append("noexec")
-    if settings.noatime:
-        options.append("noatime")
-    if settings.read_only:
-        options.append("ro")
-    if settings.allow_other:
-        options.append("allow_other")
-    if settings.auto_unmount:
-        options.append("auto_unmount")
-    return options
 
 
 @machine.most_descriptors()
@@ -99,9 +74,7 @@ def _serve(
     ready: Callable[[], None],
 ) -> None:
     """Open the tree, mount it, serve it; raises a CommandError when the mount does not come up."""
-    machine.load_binding()
-    from sysroot_fs.fuse import serve
-
+    serve = load_door(settings.door)
     tree = open_tree(sysroot, settings)
     up = False
     try:
@@ -115,7 +88,7 @@ def _serve(
                 ready()
 
             try:
-                serve(tree, mountpoint, fuse_options(settings, sysroot), on_ready, debug)
+                serve(tree, mountpoint, mount_options(settings, sysroot), on_ready, debug)
             except (Exception, SystemExit) as error:
                 if up:
                     raise MountFailed(

@@ -75,6 +75,7 @@ class Settings:
     fsname: bytes | None = None
     subtype: bytes = b"sysroot"
     log: bytes | None = None
+    door: str = "auto"
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -276,6 +277,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "where a mount in the background writes its log",
         "syslog, where there is one",
         metavar="FILE",
+        group=Group.MOUNT,
+    ),
+    _own(
+        "door",
+        Kind.CHOICE,
+        "how requests are taken: by the kernel's protocol itself, or with pyfuse3",
+        "auto",
+        choices=("auto", "kernel", "pyfuse3"),
         group=Group.MOUNT,
     ),
     *map(_ignored, ("_netdev", "nofail", "defaults", "user", "users", "auto", "noauto")),

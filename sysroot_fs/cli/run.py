@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sysroot_fs.cli import machine, preflight
+from sysroot_fs.cli.doors import load_door
 from sysroot_fs.cli.errors import FuseUnavailable, RunFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
@@ -166,15 +167,13 @@ def _serve(
 ) -> Callable[[Callable[[], int | None]], None]:
     def serve_mount(take_mount: Callable[[], int | None]) -> None:
         start_logging(choose_handler(log, foreground=False), debug=False)
-        machine.load_binding()
-        from sysroot_fs.fuse import serve
-
+        serve = load_door(settings.door)
         device = take_mount()
         if device is None:
             return
         try:
             with machine.most_descriptors():
-                serve(tree, b"/dev/fd/%d" % device, [], lambda: None)
+                serve(tree, b"/dev/fd/%d" % device, None, lambda: None)
         except Exception:
             logging.getLogger(__name__).critical("the server died", exc_info=True)
             raise

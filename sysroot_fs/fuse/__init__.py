@@ -1,3 +1,1 @@
-"""The doors: adapters between a binding and the tree."""
-
-from sysroot_fs.fuse.serve import serve as serve
+"""The doors: adapters between the kernel or a binding and the tree."""

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from sidecar.linux import Stat
 from sidecar.twin import Caller
 from sysroot_fs.fuse.epoch import Epoch
+from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
@@ -32,21 +33,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_DEAD_VOLUME: Final = (errno.ENOTCONN, errno.ECONNABORTED)
-"""What a volume answers whose server died, or dies meanwhile: it would look like a socket's."""
-
-
-def _fail(name: str, failure: Exception) -> NoReturn:
-    if isinstance(failure, FUSEError):
-        raise failure
-    if isinstance(failure, OSError) and failure.errno:
-        dead = failure.errno in _DEAD_VOLUME
-        if dead or failure.errno == errno.EIO:
-            log.error("%s: %s", name, failure)
-        raise FUSEError(errno.EIO if dead else failure.errno) from None
-    log.error("a bug in %s; the guest gets EIO", name, exc_info=failure)
-    raise FUSEError(errno.EIO) from None
-
 
 def _answering(
     handler: Callable[P, Coroutine[Any, Any, R]],
@@ -57,8 +43,10 @@ def _answering(
     async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
         except Exception as failure:
-            _fail(handler.__name__, failure)
+            raise FUSEError(errno_of(handler.__name__, failure)) from None
         finally:
             door = args[0]
             assert isinstance(door, Door)

@@ -40,9 +40,12 @@ class Epoch:
                 continue  # the listing's own
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == _DEVICE:
                 found.append(int(name))
-        if len(found) != 1:
-            return None
-        epoch = cls(found[0])
+        return cls.on(found[0]) if len(found) == 1 else None
+
+    @classmethod
+    def on(cls, fd: int) -> Self | None:
+        """That of the mount that *fd* serves, None where the kernel has none."""
+        epoch = cls(fd)
         try:
             epoch.begin()
         except OSError as error:

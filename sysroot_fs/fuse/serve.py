@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import pyfuse3
 import trio
 
 from sysroot_fs.fuse.door import Door
+from sysroot_fs.fuse.options import MountOptions
 from sysroot_fs.null import open_null
 from sysroot_fs.tree import Tree
 
@@ -20,29 +21,54 @@ log = logging.getLogger(__name__)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def escaped(value: bytes) -> str:
+    """`value` inside a libfuse option: ASCII, with commas and backslashes taken literally.
+
+    libfuse reads `\\ooo` as a byte in octal (its fuse_opt.c), and pyfuse3 hands on ASCII only.
+    """
+    return "".join(
+        chr(byte) if 0x20 < byte < 0x7F and byte not in b",\\" else f"\\{byte:03o}"
+        for byte in value
+    )
+
+
+def libfuse_words(options: MountOptions) -> list[str]:
+    """The options as libfuse takes them.
+
+    max_read is left out: libfuse wants the same number from the binding's answer to INIT, where
+    pyfuse3 (3.5) cannot put it, and ends the session when they differ.
+    """
+    return [
+        f"fsname={escaped(options.source)}",
+        f"subtype={escaped(options.subtype)}",
+        "default_permissions",
+        *map(os.fsdecode, options.words()),
+    ]
+
+
 def serve(
     tree: Tree,
     mountpoint: bytes,
-    fuse_options: Iterable[str],
+    options: MountOptions | None,
     ready: Callable[[], None],
     debug: bool = False,
 ) -> None:
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
-    *fuse_options* are libfuse's. A mountpoint `/dev/fd/N` stands for a mount that is there already
-    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP
-    unmount. Raises RuntimeError where libfuse cannot mount (it has said why on standard error), or
-    the kernel and libfuse do not agree on a protocol.
+    Without *options* the mountpoint is `/dev/fd/N`, which stands for a mount that is there already
+    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP unmount. Raises
+    RuntimeError where libfuse cannot mount (it has said why on standard error), or the kernel and
+    libfuse do not agree on a protocol.
     """
-    options = set(fuse_options)
+    words = set() if options is None else set(libfuse_words(options))
     if debug:
-        options.add("debug")
+        words.add("debug")
     # A signal between the mount and its handler would kill the server and leave a dead mount.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         door = Door(tree, ready)
-        with _device_closed_first() if "auto_unmount" in options else contextlib.nullcontext():
-            pyfuse3.init(door, os.fsdecode(mountpoint), options)
+        with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
+            pyfuse3.init(door, os.fsdecode(mountpoint), words)
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat as stat_module
-from typing import Final
+import struct
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from attrs import frozen
 
@@ -15,7 +18,17 @@ from sidecar.look import attributes
 from sidecar.twin import Caller
 from sidecar.walk import Layer
 from sysroot_fs.tree.core import Tree, error, virtual_stat
-from sysroot_fs.tree.inodes import Inode, stale
+from sysroot_fs.tree.inodes import ROOT_ID, Inode, stale
+
+T = TypeVar("T")
+
+FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
+FS_IOC_FSGETXATTR: Final = 0x801C581F
+FS_IOC_FSSETXATTR: Final = 0x401C5820
+FSXATTR_BYTES: Final = 28
+FS_CASEFOLD_FL: Final = 0x40000000
+_TO_TRUNCATE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -54,8 +67,17 @@ def _stat(tree: Tree, inode: Inode) -> Stat:
     return stat
 
 
-def setattr_(tree: Tree, number: int, changes: Changes, fd: int | None = None) -> Stat:
-    """Change an inode, through the open descriptor *fd* where there is one; its new attributes."""
+def setattr_(
+    tree: Tree,
+    number: int,
+    changes: Changes,
+    fd: int | None = None,
+    drop_privileges: bool = False,
+) -> Stat:
+    """Change an inode, through the open descriptor *fd* where there is one; its new attributes.
+
+    With *drop_privileges* a new size takes set-id bits and capabilities away as a write does.
+    """
     inode = tree.inodes[number]
     tree.check_writable(inode.layer)
     held = inode.reach() if inode.pinned else tree.inodes.descriptor(inode)
@@ -63,14 +85,14 @@ def setattr_(tree: Tree, number: int, changes: Changes, fd: int | None = None) -
     if changes.size is not None:
         if inode.kind != stat_module.S_IFREG:
             raise error(errno.EINVAL)
-        if fd is not None:
-            os.ftruncate(fd, changes.size)
-        else:
-            # Never truncate(2): it would wait, and the mount with it, for whoever holds a lease.
-            size_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                os.ftruncate(size_fd, changes.size)
-            finally:
+        # Never truncate(2): it would wait, and the mount with it, for whoever holds a lease.
+        size_fd = os.open(path, _TO_TRUNCATE) if fd is None else fd
+        try:
+            if drop_privileges:
+                drop_set_id(size_fd)
+            os.ftruncate(size_fd, changes.size)
+        finally:
+            if fd is None:
                 os.close(size_fd)
     if changes.uid is not None or changes.gid is not None:
         uid = -1 if changes.uid is None else changes.uid
@@ -84,6 +106,27 @@ def setattr_(tree: Tree, number: int, changes: Changes, fd: int | None = None) -
     return linux.statx(held.fd, b"", linux.AT_EMPTY_PATH)
 
 
+def drop_set_id(fd: int) -> None:
+    """Take the set-id bits of the open file *fd* away, as a write by somebody without rights does.
+
+    The kernel leaves that to whoever serves the file (FUSE_HANDLE_KILLPRIV_V2). File capabilities
+    go by themselves when the volume below is written to.
+    """
+    mode = os.fstat(fd).st_mode
+    runs_as_group = mode & stat_module.S_IXGRP
+    kept = mode & ~(stat_module.S_ISUID | (stat_module.S_ISGID if runs_as_group else 0))
+    if kept != mode:
+        os.fchmod(fd, stat_module.S_IMODE(kept))
+
+
+def drop_setgid(tree: Tree, number: int) -> None:
+    """Take set-gid away from an inode whose new ACL was set by somebody outside of its group."""
+    path = fd_path(tree.inodes.descriptor(tree.inodes[number]).fd)
+    mode = os.stat(path).st_mode
+    if mode & stat_module.S_ISGID:
+        os.chmod(path, stat_module.S_IMODE(mode) & ~stat_module.S_ISGID)
+
+
 def readlink(tree: Tree, number: int) -> bytes:
     """The bytes stored in a symlink."""
     inode = tree.inodes[number]
@@ -93,9 +136,63 @@ def readlink(tree: Tree, number: int) -> bytes:
     return os.readlink(b"", dir_fd=held.fd)
 
 
-def statfs(tree: Tree) -> os.statvfs_result:
-    """The sysroot volume's numbers."""
-    return os.fstatvfs(tree.walk.sysroot.fd)
+def statfs(tree: Tree, number: int = ROOT_ID) -> os.statvfs_result:
+    """The numbers of the volume on which an inode lies."""
+    inode = tree.inodes[number]
+    if inode.layer is Layer.VIRTUAL:
+        inode = tree.inodes.root
+    return os.fstatvfs(tree.inodes.descriptor(inode).fd)
+
+
+def _flags(tree: Tree, number: int, act: Callable[[int], T]) -> T:
+    """What *act* returns for a descriptor of an inode that ioctl(2) takes."""
+    inode = tree.inodes[number]
+    if inode.layer is Layer.VIRTUAL or inode.kind not in (stat_module.S_IFREG, stat_module.S_IFDIR):
+        raise error(errno.ENOTTY)
+    held = tree.inodes.descriptor(inode)
+    fd = os.open(fd_path(held.fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return act(fd)
+    finally:
+        os.close(fd)
+
+
+def _told_flags(tree: Tree, number: int, fd: int) -> int:
+    (flags,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+    inode = tree.inodes[number]
+    # How names are looked up is not what the volume does, but what the guest sees.
+    folds = inode.is_directory and inode.spelling().key is not None
+    return int(flags & ~FS_CASEFOLD_FL | (FS_CASEFOLD_FL if folds else 0))
+
+
+def get_flags(tree: Tree, number: int) -> int:
+    """The flags of an inode as lsattr(1) shows them. ENOTTY where its volume has none."""
+    return _flags(tree, number, lambda fd: _told_flags(tree, number, fd))
+
+
+def get_extended_flags(tree: Tree, number: int) -> bytes:
+    """The same with a project, as FS_IOC_FSGETXATTR has it: the kernel asks for it first."""
+    return _flags(tree, number, lambda fd: fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_BYTES)))
+
+
+def set_extended_flags(tree: Tree, number: int, value: bytes) -> None:
+    """Set what `get_extended_flags` gives."""
+    tree.check_writable(tree.inodes[number].layer)
+    _flags(tree, number, lambda fd: fcntl.ioctl(fd, FS_IOC_FSSETXATTR, value))
+
+
+def set_flags(tree: Tree, number: int, flags: int) -> None:
+    """Set the flags of an inode as chattr(1) does. Whether names fold cannot be set."""
+    tree.check_writable(tree.inodes[number].layer)
+
+    def act(fd: int) -> None:
+        if (flags ^ _told_flags(tree, number, fd)) & FS_CASEFOLD_FL:
+            raise error(errno.EOPNOTSUPP)
+        (below,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
+        wanted = flags & ~FS_CASEFOLD_FL | below & FS_CASEFOLD_FL
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", wanted))
+
+    _flags(tree, number, act)
 
 
 def _xattr_path(tree: Tree, number: int) -> tuple[Inode, bytes]:
@@ -134,11 +231,11 @@ def listxattr(tree: Tree, number: int, caller: Caller) -> list[bytes]:
     return [name for name in names if caller.uid == 0 or not name.startswith(b"trusted.")]
 
 
-def setxattr(tree: Tree, number: int, name: bytes, value: bytes) -> None:
-    """Set one extended attribute."""
+def setxattr(tree: Tree, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE."""
     inode, path = _xattr_path(tree, number)
     tree.check_writable(inode.layer)
-    os.setxattr(path, name, value)
+    os.setxattr(path, name, value, flags)
 
 
 def removexattr(tree: Tree, number: int, name: bytes) -> None:

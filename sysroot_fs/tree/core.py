@@ -377,6 +377,17 @@ class Tree:
             raise error(errno.EROFS)
 
     @property
+    def opens_do_nothing(self) -> bool:
+        """Whether opening a file could as well be left out.
+
+        Not where it is then that the guest has to hear that it may not write, nor where a volume
+        below looks at who has a file open.
+        """
+        config = self.config
+        all_writable = self.walk.host is None or config.host_writes == "rw" or config.read_only
+        return all_writable and not self.late_errors
+
+    @property
     def late_errors(self) -> bool:
         """Whether a volume below may report a write's failure only when a file is closed."""
         roots = [self.walk.sysroot, self.walk.host]

@@ -76,7 +76,7 @@ def read(handle: Handle, offset: int, size: int) -> bytes:
     return os.pread(handle.descriptor.fd, size, offset)
 
 
-def write(handle: Handle, offset: int, data: bytes) -> int:
+def write(handle: Handle, offset: int, data: bytes | memoryview) -> int:
     """Write *data* at *offset*. The number of bytes written: fewer where the volume is full."""
     fd = handle.descriptor.fd
     done = os.pwrite(fd, data, offset)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from attrs import define, field
 
 from sidecar.descriptor import Descriptor
+from sidecar.linux import fd_path
 from sidecar.spelling import EXACT, Spelling
 from sidecar.walk import Layer
 
@@ -148,6 +149,8 @@ class Inodes:
     holder: Callable[[Inode], Descriptor]
     ceiling: int = sys.maxsize
     """From this number on a descriptor is for work that ends with its request."""
+    dropped: Callable[[Inode], None] | None = field(default=None, init=False)
+    """Called with an inode that the kernel has let go of."""
     _by_id: dict[int, Inode] = field(factory=dict, init=False)
     _by_key: dict[Key, Inode] = field(factory=dict, init=False)
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
@@ -215,6 +218,23 @@ class Inodes:
         inode.lookups += 1
         return inode
 
+    def adopt_unnamed(self, parent: Inode, fd: int) -> Inode:
+        """The inode of the open file *fd* that has no name yet, one lookup on its count.
+
+        *parent* is a directory on its volume; `adopt` gives it a place when it gets a name.
+        """
+        # Not *fd* itself: who holds that may be somebody who writes.
+        held = Descriptor(os.open(fd_path(fd), os.O_PATH | os.O_CLOEXEC))
+        seen = os.fstat(held.fd)
+        kind = stat_module.S_IFMT(seen.st_mode)
+        layer, dev, ino = parent.layer, seen.st_dev, seen.st_ino
+        key = self.key(layer, parent, b"", kind, dev, ino, True)
+        number = self._number(layer, dev, ino)
+        inode = Inode(number, key, layer, kind, dev, ino, parent, b"", b"", True, lookups=1)
+        inode.descriptor, inode.pinned = held, True
+        self._by_id[number] = self._by_key[key] = inode
+        return inode
+
     def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes, folded: bool) -> None:
         if inode.parent is not parent or inode.name != name or inode.stored != stored:
             inode.parent, inode.name, inode.stored = parent, name, stored
@@ -244,6 +264,8 @@ class Inodes:
                 del self._by_key[inode.key]
             self._open.pop(inode, None)
             inode.descriptor = None
+            if self.dropped is not None:
+                self.dropped(inode)
             also, inode.also = inode.also, ()
             for other in also:
                 self.forget(other.id, 1)

@@ -21,6 +21,7 @@ from sysroot_fs.tree.attributes import getattr_
 from sysroot_fs.tree.core import Entry, Tree
 from sysroot_fs.tree.inodes import Inode
 
+_FINE_NS = 1_000_000
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -30,6 +31,8 @@ class Listing:
 
     inode: Inode
     caller: Caller
+    lasting: bool
+    """Whether the directory's own times show every change of what it lists."""
     names: list[bytes] | None = None
 
 
@@ -44,7 +47,17 @@ def names_in(holder: Descriptor) -> list[bytes]:
 
 def open_listing(tree: Tree, number: int, caller: Caller) -> Listing:
     """Open the directory *number*. Nothing is read: programs hold directories without reading."""
-    return Listing(tree.inodes[number], caller)
+    inode = tree.inodes[number]
+    return Listing(inode, caller, _is_lasting(tree, inode))
+
+
+def _is_lasting(tree: Tree, inode: Inode) -> bool:
+    if inode.layer is Layer.VIRTUAL or inode.also or tree.walk.merge:
+        return False
+    if inode.layer is Layer.SYSROOT and tree.config.listing == "union":
+        return False
+    held = tree.inodes.descriptor(inode)
+    return tree.walk.traits_of(held).time_step_ns < _FINE_NS
 
 
 def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:

@@ -139,6 +139,28 @@ def create(
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
 
 
+def create_unnamed(
+    tree: Tree, parent_id: int, mode: int, flags: int, caller: Caller
+) -> tuple[Handle, Entry]:
+    """Create a regular file without a name on the volume of a directory (O_TMPFILE), and open it.
+
+    EOPNOTSUPP where the volume has no such thing. A link may give it a name later, unless *flags*
+    have O_EXCL.
+    """
+    parent = tree.inodes[parent_id]
+    place = tree.place(parent)
+    tree.check_writable(place.layer)
+    tree.inodes.check_room()
+    backing = files.backing_flags(flags) | os.O_TMPFILE | (flags & os.O_EXCL)
+    with acting_as(caller.uid, caller.gid):
+        fd = os.open(b".", backing, stat_module.S_IMODE(mode), dir_fd=place.fd)
+    descriptor = Descriptor(fd)
+    inode = tree.inodes.adopt_unnamed(parent, fd)
+    inode.opened += (descriptor,)
+    stat = linux.statx(fd, b"", linux.AT_EMPTY_PATH)
+    return Handle(inode, descriptor, files.is_writable(flags)), Entry(inode, stat, 0.0)
+
+
 def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) -> Entry:
     """Make a directory; setgid is inherited as the volume below does it."""
     parent = tree.inodes[parent_id]

@@ -1,0 +1,59 @@
+"""Which door serves a mount, and loading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sysroot_fs.cli import machine
+from sysroot_fs.cli.errors import UsageError
+from sysroot_fs.text import shown
+
+if TYPE_CHECKING:
+    from sysroot_fs.fuse.options import MountOptions
+    from sysroot_fs.tree import Tree
+
+
+class Serve(Protocol):
+    """Mounts a tree and serves it until it is unmounted; see `sysroot_fs.fuse.kernel.serve`."""
+
+    def __call__(
+        self,
+        tree: Tree,
+        mountpoint: bytes,
+        options: MountOptions | None,
+        ready: Callable[[], None],
+        debug: bool = False,
+    ) -> None: ...
+
+
+DOORS: Final = ("kernel", "pyfuse3")
+VARIABLE: Final = "SYSROOT_FS_DOOR"
+
+
+def chosen(name: str) -> str:
+    """The door that *name* means: `auto` is what the environment says, else the fastest.
+
+    Raises UsageError for one that there is not.
+    """
+    if name != "auto":
+        return name
+    wanted = os.environ.get(VARIABLE) or "kernel"
+    if wanted not in DOORS:
+        raise UsageError(
+            f"{VARIABLE}: there is no door {shown(os.fsencode(wanted))}: {' or '.join(DOORS)}"
+        )
+    return wanted
+
+
+def load_door(name: str) -> Serve:
+    """The door *name*, `auto` included. Raises FuseUnavailable, UsageError."""
+    if chosen(name) == "kernel":
+        from sysroot_fs.fuse.kernel.serve import serve as by_kernel
+
+        return by_kernel
+    machine.load_binding()
+    from sysroot_fs.fuse.serve import serve as by_binding
+
+    return by_binding

@@ -1,0 +1,1 @@
+"""The door that speaks the kernel's protocol itself, without a binding."""

@@ -1,0 +1,588 @@
+"""Requests of the kernel on one side, the tree on the other: a handler for each opcode.
+
+A handler is given the request and returns the body of its reply; an OSError is the guest's errno.
+What the kernel should not send (a handle that was never given, a body that is too short) is an
+errno as well and never a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from attrs import define, field
+
+from sidecar import linux
+from sidecar.linux import Stat
+from sidecar.twin import Caller
+from sysroot_fs.fuse.epoch import Epoch
+from sysroot_fs.fuse.kernel import abi
+from sysroot_fs.fuse.kernel.abi import Attr, Init, Opcode, Open
+from sysroot_fs.fuse.kernel.features import WANTED
+from sysroot_fs.fuse.owners import Owners
+from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
+from sysroot_fs.tree.attributes import Changes
+from sysroot_fs.tree.files import Handle
+from sysroot_fs.tree.listing import Listing
+from sysroot_fs.tree.lookup import Miss
+from sysroot_fs.tree.served import Served
+
+_SECOND: Final = 1_000_000_000
+_NAME_MAX: Final = 255
+_DIRENT_HEAD: Final = abi.DIRENT.size
+_SIGN: Final = 1 << 63
+_BACKGROUND: Final = 64
+_CONGESTED: Final = 48
+_MAX_PAGES: Final = abi.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
+
+_pack_entry = abi.ENTRY_OUT.pack
+_pack_attr = abi.ATTR_OUT.pack
+_pack_open = abi.OPEN_OUT.pack
+
+Reply = bytes | bytearray | memoryview
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@define(slots=True, eq=False)
+class Request:
+    """One request: what its header says, and its body, which lasts until the next one is read."""
+
+    opcode: int
+    unique: int
+    node: int
+    caller: Caller
+    body: memoryview
+
+    def name(self, start: int = 0) -> bytes:
+        """The name that begins at *start* of the body and ends with a NUL."""
+        name, end, _ = bytes(self.body[start:]).partition(b"\0")
+        if not end:
+            raise _error(errno.EINVAL)
+        return name
+
+    def names(self, start: int = 0) -> tuple[bytes, bytes]:
+        """Two names, one behind the other."""
+        first, second, *_ = [*bytes(self.body[start:]).split(b"\0"), b""]
+        return first, second
+
+
+Handler = Callable[[Request], Reply]
+
+
+def _signed(value: int) -> int:
+    """Seconds travel as if they had no sign."""
+    return value - (value & _SIGN) * 2
+
+
+def _timeout(seconds: float) -> tuple[int, int]:
+    whole = int(seconds)
+    return whole, int((seconds - whole) * _SECOND)
+
+
+@define(slots=True, eq=False)
+class Door:
+    """The handlers over one tree.
+
+    *ready* is called when the kernel and this door have agreed on a protocol.
+    """
+
+    tree: Tree
+    device: int
+    ready: Callable[[], None]
+    max_read: int | None = None
+    served: Served = field(init=False)
+    skips_opens: bool = field(default=False, init=False)
+    """Whether the kernel opens files without asking; then reads and writes name an inode."""
+    negotiated: bool = field(default=False, init=False)
+    epoch: Epoch | None = field(default=None, init=False)
+    _owners: Owners = field(factory=Owners.here, init=False)
+    _handles: dict[int, Handle] = field(factory=dict, init=False)
+    _listings: dict[int, Listing] = field(factory=dict, init=False)
+    _next: int = field(default=1, init=False)
+    _late_errors: bool = field(init=False)
+    _attr_timeout: tuple[int, int] = field(init=False)
+    _timeouts: dict[float, tuple[int, int]] = field(factory=dict, init=False)
+    _flags: Init = field(default=Init(0), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._late_errors = self.tree.late_errors
+        self.served = Served(self.tree)
+        self._attr_timeout = _timeout(self.tree.config.attr_timeout)
+
+    def handlers(self) -> list[Handler | None]:
+        """A handler for each opcode; None where the answer is ENOSYS."""
+        table: list[Handler | None] = [None] * abi.OPCODES
+        for opcode in Opcode:
+            table[opcode] = getattr(self, opcode.name.lower(), None)
+        return table
+
+    # --- replies -----------------------------------------------------------------------------
+
+    def _attr(self, number: int, stat: Stat) -> tuple[int, ...]:
+        atime, atime_ns = divmod(stat.atime_ns, _SECOND)
+        mtime, mtime_ns = divmod(stat.mtime_ns, _SECOND)
+        ctime, ctime_ns = divmod(stat.ctime_ns, _SECOND)
+        owners = self._owners
+        return (
+            number, stat.size, stat.blocks,
+            atime & 0xFFFF_FFFF_FFFF_FFFF, mtime & 0xFFFF_FFFF_FFFF_FFFF,
+            ctime & 0xFFFF_FFFF_FFFF_FFFF,
+            atime_ns, mtime_ns, ctime_ns, stat.mode, stat.nlink,
+            owners.users.get(stat.uid, stat.uid), owners.groups.get(stat.gid, stat.gid),
+            _device_number(stat.rdev), stat.blksize, 0,
+        )  # fmt: skip
+
+    def _entry(self, entry: Entry) -> bytes:
+        number = entry.inode.id
+        seconds = entry.timeout
+        timeout = self._timeouts.get(seconds)
+        if timeout is None:
+            timeout = self._timeouts[seconds] = _timeout(seconds)
+        valid, valid_ns = self._attr_timeout
+        return _pack_entry(
+            number, 0, timeout[0], valid, timeout[1], valid_ns, *self._attr(number, entry.stat)
+        )
+
+    def _attributes(self, number: int, stat: Stat) -> bytes:
+        return _pack_attr(*self._attr_timeout, 0, *self._attr(number, stat))
+
+    def _keep(self, handle: Handle) -> bytes:
+        number = self._next
+        self._next += 1
+        self._handles[number] = handle
+        flags = Open.KEEP_CACHE
+        if not self._late_errors:
+            flags |= Open.NOFLUSH
+        return _pack_open(number, flags, 0)
+
+    def _handle(self, number: int, node: int, writing: bool = False) -> Handle:
+        """The handle *number*; where opens are skipped it is zero, and the inode *node* says it."""
+        if not number and self.skips_opens:
+            return self.served.writer(node) if writing else self.served.reader(node)
+        handle = self._handles.get(number)
+        if handle is None or (writing and not handle.writable):
+            raise _error(errno.EBADF)
+        return handle
+
+    # --- the connection ----------------------------------------------------------------------
+
+    def init(self, request: Request) -> bytes:
+        """Agree on a protocol: its version and what of `WANTED` the kernel has."""
+        major, minor, read_ahead, offered = abi.INIT_IN.unpack_from(request.body)
+        if major > abi.KERNEL_VERSION:
+            # The kernel asks again with our number.
+            return _pack_init(abi.KERNEL_VERSION, abi.KERNEL_MINOR_VERSION)
+        if major < abi.KERNEL_VERSION or minor < abi.OLDEST_MINOR:
+            raise _error(errno.EPROTO)
+        if offered & Init.INIT_EXT and len(request.body) >= abi.INIT_IN_EXT.size:
+            offered |= abi.INIT_IN_EXT.unpack_from(request.body)[4] << 32
+        self._flags = WANTED & Init(offered)
+        self.skips_opens = bool(offered & Init.NO_OPEN_SUPPORT) and self.tree.opens_do_nothing
+        # Files get exactly the modes asked for: see `_umask`.
+        os.umask(0)
+        self.epoch = Epoch.on(self.device)
+        self.tree.forgets_at_once = self.epoch is not None
+        self.negotiated = True
+        self.ready()
+        return _pack_init(
+            abi.KERNEL_VERSION, min(minor, abi.KERNEL_MINOR_VERSION), read_ahead, self._flags
+        )
+
+    def destroy(self, request: Request) -> bytes:
+        """The last request of a mount."""
+        return b""
+
+    def forget(self, request: Request) -> bytes:
+        """The kernel lets go of an inode. Not answered."""
+        (count,) = abi.FORGET_IN.unpack_from(request.body)
+        self.tree.inodes.forget(request.node, count)
+        return b""
+
+    def batch_forget(self, request: Request) -> bytes:
+        """The kernel lets go of many inodes. Not answered."""
+        count, _ = abi.BATCH_FORGET_IN.unpack_from(request.body)
+        start = abi.BATCH_FORGET_IN.size
+        ones = request.body[start : start + count * abi.FORGET_ONE.size]
+        for number, lookups in abi.FORGET_ONE.iter_unpack(ones):
+            self.tree.inodes.forget(number, lookups)
+        return b""
+
+    # --- names -------------------------------------------------------------------------------
+
+    def lookup(self, request: Request) -> bytes:
+        """A name in a directory: its entry, or an absence that may be remembered."""
+        found = lookup.lookup(self.tree, request.node, request.name(), request.caller)
+        if isinstance(found, Miss):
+            if found.timeout == 0:
+                raise _error(errno.ENOENT)
+            valid, valid_ns = _timeout(found.timeout)
+            return _pack_entry(0, 0, valid, 0, valid_ns, *[0] * 17)
+        return self._entry(found)
+
+    def readlink(self, request: Request) -> bytes:
+        """The bytes of a symlink."""
+        return attributes.readlink(self.tree, request.node)
+
+    def _umask(self, umask: int) -> None:
+        # With DONT_MASK the kernel leaves the mode alone: the volume below knows whether a default
+        # ACL stands in for the umask. Without it the kernel has applied it and says zero.
+        if self._flags & Init.DONT_MASK:
+            os.umask(umask & 0o777)
+
+    def mknod(self, request: Request) -> bytes:
+        """Make a fifo, a socket, a device or an empty regular file."""
+        mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(request.body)
+        name = request.name(abi.MKNOD_IN.size)
+        self._umask(umask)
+        number = os.makedev((rdev >> 8) & 0xFFF, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00))
+        return self._entry(
+            mutations.mknod(self.tree, request.node, name, mode, number, request.caller)
+        )
+
+    def mkdir(self, request: Request) -> bytes:
+        """Make a directory."""
+        mode, umask = abi.MKDIR_IN.unpack_from(request.body)
+        name = request.name(abi.MKDIR_IN.size)
+        self._umask(umask)
+        return self._entry(mutations.mkdir(self.tree, request.node, name, mode, request.caller))
+
+    def symlink(self, request: Request) -> bytes:
+        """Make a symlink."""
+        name, target = request.names()
+        return self._entry(mutations.symlink(self.tree, request.node, name, target, request.caller))
+
+    def link(self, request: Request) -> bytes:
+        """Give an inode one more name."""
+        (old,) = abi.LINK_IN.unpack_from(request.body)
+        name = request.name(abi.LINK_IN.size)
+        return self._entry(mutations.link(self.tree, old, request.node, name, request.caller))
+
+    def unlink(self, request: Request) -> bytes:
+        """Remove a name that is no directory."""
+        mutations.unlink(self.tree, request.node, request.name(), request.caller)
+        return b""
+
+    def rmdir(self, request: Request) -> bytes:
+        """Remove an empty directory."""
+        mutations.rmdir(self.tree, request.node, request.name(), request.caller)
+        return b""
+
+    def rename(self, request: Request) -> bytes:
+        """Rename without flags."""
+        (new_parent,) = abi.RENAME_IN.unpack_from(request.body)
+        return self._rename(request, new_parent, 0, abi.RENAME_IN.size)
+
+    def rename2(self, request: Request) -> bytes:
+        """Rename with the flags of renameat2(2)."""
+        new_parent, flags, _ = abi.RENAME2_IN.unpack_from(request.body)
+        return self._rename(request, new_parent, flags, abi.RENAME2_IN.size)
+
+    def _rename(self, request: Request, new_parent: int, flags: int, start: int) -> bytes:
+        old, new = request.names(start)
+        mutations.rename(self.tree, request.node, old, new_parent, new, flags, request.caller)
+        return b""
+
+    # --- attributes --------------------------------------------------------------------------
+
+    def getattr(self, request: Request) -> bytes:
+        """The attributes of an inode."""
+        return self._attributes(request.node, attributes.getattr_(self.tree, request.node))
+
+    def statx(self, request: Request) -> bytes:
+        """The same with what only statx(2) asks for: the time of birth."""
+        number = request.node
+        stat = attributes.getattr_(self.tree, number)
+        attr = self._attr(number, stat)
+        # STATX_BASIC_STATS, and STATX_BTIME where the volume knows it.
+        mask = 0x7FF if stat.btime_ns is None else 0xFFF
+        times: list[int] = []
+        for time in (stat.atime_ns, stat.btime_ns or 0, stat.ctime_ns, stat.mtime_ns):
+            times += (*divmod(time, _SECOND), 0)
+        return abi.STATX_OUT.pack(
+            *self._attr_timeout, 0,
+            mask, stat.blksize, 0, stat.nlink, attr[11], attr[12], stat.mode, 0,
+            number, stat.size, stat.blocks, 0,
+            *times,
+            os.major(stat.rdev), os.minor(stat.rdev), 0, 0,
+        )  # fmt: skip
+
+    def setattr(self, request: Request) -> bytes:
+        """Change attributes of an inode."""
+        (
+            valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _,
+        ) = abi.SETATTR_IN.unpack_from(request.body)  # fmt: skip
+        changes = Changes(
+            mode=mode if valid & Attr.MODE else None,
+            uid=uid if valid & Attr.UID else None,
+            gid=gid if valid & Attr.GID else None,
+            size=size if valid & Attr.SIZE else None,
+            # Also where now is meant: the kernel says what time it is.
+            atime_ns=_signed(atime) * _SECOND + atime_ns if valid & Attr.ATIME else None,
+            mtime_ns=_signed(mtime) * _SECOND + mtime_ns if valid & Attr.MTIME else None,
+        )
+        handle = self._handles.get(fh) if valid & Attr.FH else None
+        fd = handle.descriptor.fd if handle is not None and handle.writable else None
+        drop = bool(valid & Attr.KILL_SUIDGID)
+        stat = attributes.setattr_(self.tree, request.node, changes, fd, drop_privileges=drop)
+        return self._attributes(request.node, stat)
+
+    def getxattr(self, request: Request) -> bytes:
+        """One extended attribute, or its size."""
+        size, _ = abi.GETXATTR_IN.unpack_from(request.body)
+        name = request.name(abi.GETXATTR_IN.size)
+        return _sized(attributes.getxattr(self.tree, request.node, name), size)
+
+    def listxattr(self, request: Request) -> bytes:
+        """The names of the extended attributes, or how long they are together."""
+        size, _ = abi.GETXATTR_IN.unpack_from(request.body)
+        names = attributes.listxattr(self.tree, request.node, request.caller)
+        return _sized(b"".join(name + b"\0" for name in names), size)
+
+    def setxattr(self, request: Request) -> bytes:
+        """Set an extended attribute."""
+        size, flags, more, _ = abi.SETXATTR_IN.unpack_from(request.body)
+        start = abi.SETXATTR_IN.size
+        if not self._flags & Init.SETXATTR_EXT:
+            start, more = abi.COMPAT_SETXATTR_IN_SIZE, 0
+        name = request.name(start)
+        start += len(name) + 1
+        value = bytes(request.body[start : start + size])
+        if len(value) < size:
+            raise _error(errno.EINVAL)
+        attributes.setxattr(self.tree, request.node, name, value, flags)
+        if more & abi.SETXATTR_ACL_KILL_SGID:
+            attributes.drop_setgid(self.tree, request.node)
+        return b""
+
+    def removexattr(self, request: Request) -> bytes:
+        """Remove an extended attribute."""
+        attributes.removexattr(self.tree, request.node, request.name())
+        return b""
+
+    def statfs(self, request: Request) -> bytes:
+        """The numbers of the volume on which the inode lies."""
+        below = attributes.statfs(self.tree, request.node)
+        return abi.STATFS_OUT.pack(
+            below.f_blocks, below.f_bfree, below.f_bavail, below.f_files, below.f_ffree,
+            below.f_bsize, _NAME_MAX, below.f_frsize, 0,
+        )  # fmt: skip
+
+    # --- files -------------------------------------------------------------------------------
+
+    def open(self, request: Request) -> bytes:
+        """Open a regular file."""
+        if self.skips_opens:
+            # The kernel asks no more.
+            raise _error(errno.ENOSYS)
+        flags, more = abi.OPEN_IN.unpack_from(request.body)
+        handle = files.open_file(self.tree, request.node, flags)
+        if more & abi.OPEN_KILL_SUIDGID:
+            attributes.drop_set_id(handle.descriptor.fd)
+        return self._keep(handle)
+
+    def create(self, request: Request) -> bytes:
+        """Make a regular file and open it."""
+        flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request.body)
+        name = request.name(abi.CREATE_IN.size)
+        self._umask(umask)
+        handle, entry = mutations.create(self.tree, request.node, name, mode, flags, request.caller)
+        return self._entry(entry) + self._made(handle)
+
+    def _made(self, handle: Handle) -> bytes:
+        """The reply for a file that was made and opened in one."""
+        if not self.skips_opens:
+            return self._keep(handle)
+        # The kernel will not say when it is closed.
+        files.release(handle)
+        return _pack_open(0, Open.KEEP_CACHE | Open.NOFLUSH, 0)
+
+    def tmpfile(self, request: Request) -> bytes:
+        """Make a regular file that has no name yet, and open it."""
+        flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request.body)
+        self._umask(umask)
+        handle, entry = mutations.create_unnamed(
+            self.tree, request.node, mode, flags, request.caller
+        )
+        return self._entry(entry) + self._made(handle)
+
+    def read(self, request: Request) -> bytes:
+        """Read from an open file."""
+        fh, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
+        return files.read(self._handle(fh, request.node), offset, size)
+
+    def write(self, request: Request) -> bytes:
+        """Write to an open file."""
+        fh, offset, size, flags, _, opened_with, _ = abi.WRITE_IN.unpack_from(request.body)
+        data = request.body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+        handle = self._handle(fh, request.node, writing=True)
+        if flags & abi.WRITE_KILL_SUIDGID:
+            attributes.drop_set_id(handle.descriptor.fd)
+        done = files.write(handle, offset, data)
+        if not fh and opened_with & os.O_DSYNC:
+            # The descriptor in use was not opened with it; O_SYNC has the bit as well.
+            files.sync(handle, data_only=opened_with & os.O_SYNC != os.O_SYNC)
+        return abi.WRITE_OUT.pack(done, 0)
+
+    def flush(self, request: Request) -> bytes:
+        """A descriptor was closed."""
+        if not self._late_errors:
+            # The kernel asks no more; local volumes report their errors at write.
+            raise _error(errno.ENOSYS)
+        (fh,) = abi.FORGET_IN.unpack_from(request.body)
+        files.flush(self._handle(fh, request.node))
+        return b""
+
+    def release(self, request: Request) -> bytes:
+        """The last descriptor of an open file was closed."""
+        fh, *_ = abi.RELEASE_IN.unpack_from(request.body)
+        if fh:
+            files.release(self._handle(fh, request.node))
+            del self._handles[fh]
+        return b""
+
+    def syncing(self, request: Request) -> Callable[[], None]:
+        """What has to be done for FSYNC: it blocks, and may be done in another thread."""
+        fh, flags, _ = abi.FSYNC_IN.unpack_from(request.body)
+        handle = self._handle(fh, request.node)
+        return lambda: files.sync(handle, bool(flags & abi.FSYNC_FDATASYNC))
+
+    def fallocate(self, request: Request) -> bytes:
+        """Allocate space, punch holes, zero ranges."""
+        fh, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(request.body)
+        linux.fallocate(self._handle(fh, request.node, True).descriptor.fd, mode, offset, length)
+        return b""
+
+    def lseek(self, request: Request) -> bytes:
+        """Find data or a hole."""
+        fh, offset, whence, _ = abi.LSEEK_IN.unpack_from(request.body)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise _error(errno.EINVAL)
+        return abi.LSEEK_OUT.pack(
+            os.lseek(self._handle(fh, request.node).descriptor.fd, offset, whence)
+        )
+
+    def copy_file_range(self, request: Request) -> bytes:
+        """Copy from one open file to another, on the volume where it can do that by itself."""
+        source, start, node, target, to, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(
+            request.body
+        )
+        done = os.copy_file_range(
+            self._handle(source, request.node).descriptor.fd,
+            self._handle(target, node, writing=True).descriptor.fd,
+            min(length, abi.LONGEST_COPY),
+            start,
+            to,
+        )
+        return abi.WRITE_OUT.pack(done, 0)
+
+    def ioctl(self, request: Request) -> bytes:
+        """The flags of an inode (lsattr, chattr); everything else is ENOTTY."""
+        _, _, command, _, in_size, _ = abi.IOCTL_IN.unpack_from(request.body)
+        value = request.body[abi.IOCTL_IN.size : abi.IOCTL_IN.size + in_size]
+        if command == attributes.FS_IOC_GETFLAGS:
+            told = attributes.get_flags(self.tree, request.node)
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + struct.pack("=I", told)
+        if command == attributes.FS_IOC_SETFLAGS:
+            (wanted,) = struct.unpack_from("=I", value)
+            attributes.set_flags(self.tree, request.node, wanted)
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0)
+        if command == attributes.FS_IOC_FSGETXATTR:
+            extended = attributes.get_extended_flags(self.tree, request.node)
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0) + extended
+        if command == attributes.FS_IOC_FSSETXATTR:
+            attributes.set_extended_flags(self.tree, request.node, bytes(value))
+            return abi.IOCTL_OUT.pack(0, 0, 0, 0)
+        raise _error(errno.ENOTTY)
+
+    # --- directories -------------------------------------------------------------------------
+
+    def opendir(self, request: Request) -> bytes:
+        """Open a directory."""
+        number = self._next
+        self._next += 1
+        opened = listing.open_listing(self.tree, request.node, request.caller)
+        self._listings[number] = opened
+        flags = Open.KEEP_CACHE | Open.CACHE_DIR if opened.lasting else Open(0)
+        return _pack_open(number, flags, 0)
+
+    def readdir(self, request: Request) -> Reply:
+        """A piece of a listing, names and kinds."""
+        return self._listed(request, with_entries=False)
+
+    def readdirplus(self, request: Request) -> Reply:
+        """A piece of a listing with what a lookup of each name would say."""
+        return self._listed(request, with_entries=True)
+
+    def _listed(self, request: Request, with_entries: bool) -> Reply:
+        fh, start, size, *_ = abi.READ_IN.unpack_from(request.body)
+        opened = self._listings.get(fh)
+        if opened is None:
+            raise _error(errno.EBADF)
+        piece = bytearray()
+        inodes = self.tree.inodes
+        head = _DIRENT_HEAD + (abi.ENTRY_OUT.size if with_entries else 0)
+        try:
+            for name, entry, offset in listing.read(self.tree, opened, start):
+                number = entry.inode.id
+                counted = name not in (b".", b"..")
+                length = head + len(name)
+                if len(piece) + length + 7 & ~7 > size:
+                    if counted:
+                        inodes.forget(number, 1)
+                    break
+                if with_entries:
+                    # Of the dots the kernel takes no more than the number.
+                    piece += self._entry(entry) if counted else bytes(abi.ENTRY_OUT.size)
+                elif counted:
+                    inodes.forget(number, 1)
+                kind = stat_module.S_IFMT(entry.stat.mode) >> 12
+                piece += abi.DIRENT.pack(number, offset, len(name), kind)
+                piece += name
+                piece += bytes(-length % 8)
+        except OSError:
+            # What was handed on carries lookups: an error now would lose their count. The kernel
+            # comes back for the rest and meets the error first.
+            if not piece:
+                raise
+        return piece
+
+    def releasedir(self, request: Request) -> bytes:
+        """The last descriptor of an open directory was closed."""
+        fh, *_ = abi.RELEASE_IN.unpack_from(request.body)
+        if self._listings.pop(fh, None) is None:
+            raise _error(errno.EBADF)
+        return b""
+
+    def fsyncdir(self, request: Request) -> bytes:
+        """Wait until a directory's entries are on the volume."""
+        files.sync_directory(self.tree, self.tree.inodes[request.node])
+        return b""
+
+
+def _pack_init(major: int, minor: int, read_ahead: int = 0, flags: int = 0) -> bytes:
+    return abi.INIT_OUT.pack(
+        major, minor, read_ahead, flags & 0xFFFF_FFFF, _BACKGROUND, _CONGESTED, abi.MAX_WRITE, 1,
+        _MAX_PAGES, 0, flags >> 32, 0,
+    )  # fmt: skip
+
+
+def _device_number(number: int) -> int:
+    """As the kernel packs a device number into 32 bits."""
+    major, minor = os.major(number), os.minor(number)
+    return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """An answer to somebody who asks for so many bytes, or with zero for how many there are."""
+    if size == 0:
+        return abi.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise _error(errno.ERANGE)
+    return value

@@ -1,0 +1,41 @@
+"""What is asked of the kernel at INIT, and what for; it may have less.
+
+| flag | for what |
+|---|---|
+| ASYNC_READ | reading ahead with several requests at once |
+| ASYNC_DIO | the same for O_DIRECT |
+| BIG_WRITES, MAX_PAGES | requests of up to 1 MiB instead of 4 KiB and 128 KiB |
+| AUTO_INVAL_DATA | cached data goes when the times or the size turn out to be others |
+| DO_READDIRPLUS, READDIRPLUS_AUTO | a listing brings the attributes along, where they are used |
+| PARALLEL_DIROPS | lookups and listings of one directory at the same time |
+| CACHE_SYMLINKS | a symlink's target is asked for once |
+| POSIX_ACL, DONT_MASK | ACLs judged by the kernel; the volume below applies umask or default ACL |
+| SETXATTR_EXT | with ACLs: whether set-gid has to go |
+| HANDLE_KILLPRIV_V2 | no question for security.capability before each write: the server clears |
+| ABORT_ERROR | reads of the device say when the mount was aborted |
+| INIT_EXT | flags from bit 32 on |
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sysroot_fs.fuse.kernel.abi import Init
+
+WANTED: Final = (
+    Init.ASYNC_READ
+    | Init.ASYNC_DIO
+    | Init.BIG_WRITES
+    | Init.MAX_PAGES
+    | Init.AUTO_INVAL_DATA
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.PARALLEL_DIROPS
+    | Init.CACHE_SYMLINKS
+    | Init.POSIX_ACL
+    | Init.DONT_MASK
+    | Init.SETXATTR_EXT
+    | Init.HANDLE_KILLPRIV_V2
+    | Init.ABORT_ERROR
+    | Init.INIT_EXT
+)

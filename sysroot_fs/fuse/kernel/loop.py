@@ -1,0 +1,181 @@
+"""The loop: read a request, have it handled, write the reply; one thread, nothing in between.
+
+It runs beside the thread that waits for signals and ends when the mount does or `Loop.stop` is
+called. fsync really blocks and goes to threads of its own. An OSError of a handler is the guest's
+errno; anything else is a bug: logged with its traceback, EIO for the guest, and the mount goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from attrs import define, field
+
+from sidecar.twin import Caller
+from sysroot_fs.fuse.failures import errno_of
+from sysroot_fs.fuse.kernel import abi
+from sysroot_fs.fuse.kernel.abi import Opcode
+from sysroot_fs.fuse.kernel.door import Door, Reply, Request
+from sysroot_fs.fuse.kernel.notices import Notices
+from sysroot_fs.tree.served import WRITER_SECONDS
+
+log = logging.getLogger(__name__)
+
+_BUFFER: Final = abi.MAX_WRITE + 4096
+_UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+_PAUSED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
+"""What reading the device may say of a request that was taken back meanwhile."""
+_SETTLING_MS: Final = math.ceil(1000 * WRITER_SECONDS)
+_WAITING: Final = 32
+"""How many fsyncs may wait at once."""
+
+_unpack_header = abi.IN_HEADER.unpack_from
+_pack_header = abi.OUT_HEADER.pack
+_HEAD: Final = abi.OUT_HEADER.size
+
+
+@define(slots=True, eq=False)
+class Loop:
+    """Serves the door's device."""
+
+    door: Door
+    debug: bool = False
+    counts: list[int] = field(factory=lambda: [0] * abi.OPCODES, init=False)
+    """Requests of each opcode so far."""
+    _wake: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC), init=False)
+    _pool: ThreadPoolExecutor = field(
+        factory=lambda: ThreadPoolExecutor(_WAITING, "fsync"), init=False
+    )
+    _notices: Notices = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._notices = Notices(self.door.device)
+
+    def stop(self) -> None:
+        """Have `run` return after the request that it is at. From any thread."""
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Wait for what is under way in other threads."""
+        self._pool.shutdown()
+        self._notices.close()
+        os.close(self._wake)
+
+    def run(self) -> None:
+        """Serve until the mount is gone or `stop` is called."""
+        device = self.door.device
+        handlers = self.door.handlers()
+        handlers[Opcode.FSYNC] = None
+        counts = self.counts
+        buffer = bytearray(_BUFFER)
+        view = memoryview(buffer)
+        request = Request(0, 0, 0, Caller(0, 0, 0), view)
+        poll = select.poll()
+        poll.register(device, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        wait = poll.poll
+        body = abi.IN_HEADER.size
+        # Looked up once: each dot costs as much as a comparison.
+        readv, wake, tree, debug = os.readv, self._wake, self.door.tree, self.debug
+        buffers = [buffer]
+        served = self.door.served
+        while True:
+            if served.writing:
+                events = wait(_SETTLING_MS)
+                served.settle()
+            else:
+                events = wait()
+            if not events:
+                continue
+            if events[0][0] == wake or len(events) > 1:
+                return
+            try:
+                length = readv(device, buffers)
+            except OSError as error:
+                if error.errno in _GONE:
+                    return
+                if error.errno in _PAUSED:
+                    continue
+                raise
+            _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(buffer)
+            caller = request.caller
+            if caller.pid != pid or caller.uid != uid or caller.gid != gid:
+                request.caller = Caller(uid, gid, pid)
+            request.opcode, request.unique, request.node = opcode, unique, node
+            request.body = view[body:length]
+            if debug:
+                log.debug("%s of inode %d by %d, %d bytes", _name(opcode), node, pid, length)
+            if opcode < abi.OPCODES:
+                counts[opcode] += 1
+                handler = handlers[opcode]
+            else:
+                handler = None
+            code = 0
+            reply: Reply = b""
+            if handler is None:
+                if opcode == Opcode.FSYNC:
+                    self._sync(request)
+                    continue
+                code = errno.ENOSYS
+            else:
+                try:
+                    reply = handler(request)
+                except Exception as failure:
+                    code = errno_of(_name(opcode), failure)
+            if tree.forgotten:
+                self._forget()
+            if opcode in _UNANSWERED:
+                continue
+            self._reply(unique, code, reply)
+
+    def _reply(self, unique: int, code: int, reply: Reply) -> None:
+        head = _pack_header(_HEAD + len(reply), -code, unique)
+        try:
+            os.writev(self.door.device, (head, reply))
+        except OSError as error:
+            # ENOENT: nobody waits any more. The others: the mount is gone.
+            if error.errno not in (errno.ENOENT, *_GONE):
+                log.error("a reply was not taken: %s", error)
+
+    def _forget(self) -> None:
+        """Have the kernel forget what the tree says that it must, before it gets its answer."""
+        forgotten = self.door.tree.forgotten
+        epoch = self.door.epoch
+        if epoch is not None:
+            forgotten.clear()
+            epoch.begin()
+        while forgotten:
+            # By another thread: the kernel holds the directory while a request lasts.
+            self._notices.entry(*forgotten.pop())
+
+    def _sync(self, request: Request) -> None:
+        try:
+            work = self.door.syncing(request)
+        except Exception as failure:
+            self._reply(request.unique, errno_of("fsync", failure), b"")
+            return
+        self._pool.submit(partial(self._answer, request.unique, work))
+
+    def _answer(self, unique: int, work: Callable[[], None]) -> None:
+        code = 0
+        try:
+            work()
+        except Exception as failure:
+            code = errno_of("fsync", failure)
+        self._reply(unique, code, b"")
+
+
+def _name(opcode: int) -> str:
+    try:
+        return Opcode(opcode).name.lower()
+    except ValueError:
+        return f"opcode {opcode}"
