@@ -136,19 +136,26 @@ def test_fusermount_missing(monkeypatch: pytest.MonkeyPatch, root: bool, state: 
 
 
 def test_broken_binding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pyfuse3 that cannot be loaded makes a mount impossible."""
+    """A pyfuse3 that cannot be loaded costs its door."""
 
     def fail() -> None:
         raise FuseUnavailable("pyfuse3 cannot be loaded (x): install it")
 
     monkeypatch.setattr(machine, "load_binding", fail)
-    assert machine_state("pyfuse3").state == STOPS
+    assert machine_state("pyfuse3").state == COSTS
 
 
 def test_libfuse_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without libfuse 3 a mount is impossible."""
+    """Without libfuse 3 there is no binding's door."""
     monkeypatch.setattr(machine, "libfuse_version", lambda: None)
-    assert machine_state("libfuse").state == STOPS
+    assert machine_state("libfuse").state == COSTS
+
+
+@pytest.mark.parametrize("door", ["kernel", "pyfuse3"])
+def test_the_door(monkeypatch: pytest.MonkeyPatch, door: str) -> None:
+    """It says which door `auto` is."""
+    monkeypatch.setenv("SYSROOT_FS_DOOR", door)
+    assert machine_state("door").value == door
 
 
 @pytest.mark.parametrize(

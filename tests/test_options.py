@@ -65,6 +65,7 @@ GOOD = [
     ("fold_key=ascii", "fold_key", "ascii"),
     ("merge", "merge", True),
     ("log=/var/log/guest", "log", b"/var/log/guest"),
+    ("door=pyfuse3", "door", "pyfuse3"),
 ]
 
 

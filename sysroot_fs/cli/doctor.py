@@ -17,6 +17,7 @@ import attrs
 
 from sysroot_fs import __version__
 from sysroot_fs.cli import machine, preflight
+from sysroot_fs.cli.doors import VARIABLE, chosen
 from sysroot_fs.cli.errors import FuseUnavailable, SysrootError
 from sysroot_fs.text import absolute, reason, shown
 
@@ -246,13 +247,25 @@ def _kernel_version() -> tuple[int, ...]:
     return tuple(numbers)
 
 
+_ONLY_BINDING: Final = " (only door=pyfuse3 needs it)"
+
+
+def _door() -> Finding:
+    door = chosen("auto")
+    means = {
+        "kernel": "requests are taken in the kernel's own protocol: the faster way",
+        "pyfuse3": f"requests are taken by pyfuse3, because {VARIABLE} says so",
+    }
+    return Finding("machine", "door", door, FINE, means[door])
+
+
 def _binding() -> Finding:
     version = machine.pyfuse3_version()
     try:
         machine.load_binding()
     except FuseUnavailable as error:
-        return Finding("machine", "pyfuse3", version, STOPS, str(error))
-    return Finding("machine", "pyfuse3", version, FINE, "it can be loaded")
+        return Finding("machine", "pyfuse3", version, COSTS, f"{error}{_ONLY_BINDING}")
+    return Finding("machine", "pyfuse3", version, FINE, f"it can be loaded{_ONLY_BINDING}")
 
 
 def machine_findings() -> Iterator[Finding]:
@@ -271,15 +284,16 @@ def machine_findings() -> Iterator[Finding]:
         else "lacks openat2(2), which keeps host paths inside the host root: Linux 5.6 or newer "
         "is needed",
     )
+    yield _door()
     yield _binding()
     libfuse = machine.libfuse_version()
     yield row(
         "libfuse",
         libfuse,
-        FINE if libfuse else STOPS,
-        "pyfuse3's library"
+        FINE if libfuse else COSTS,
+        f"pyfuse3's library{_ONLY_BINDING}"
         if libfuse
-        else "libfuse 3 is missing: install the package libfuse3-3 or libfuse3-4",
+        else f"libfuse 3 is missing: install the package libfuse3-3 or libfuse3-4{_ONLY_BINDING}",
     )
     problem = machine.device_problem()
     yield row(

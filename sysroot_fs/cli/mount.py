@@ -13,7 +13,7 @@ from collections.abc import Callable
 import attrs
 
 from sysroot_fs.cli import daemon, machine, preflight
-from sysroot_fs.cli.doors import load_door
+from sysroot_fs.cli.doors import chosen, load_door
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     log_file = open_log(settings.log) if settings.log is not None else None
     if not preflight.is_empty(mountpoint):
         note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
-    if settings.max_read is not None:
+    if settings.max_read is not None and chosen(settings.door) == "pyfuse3":
         note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
     foreground = arguments.foreground or arguments.debug
 

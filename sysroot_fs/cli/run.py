@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = make_plan(arguments, settings, sysroot, privileged)
     log = open_log(settings.log) if settings.log is not None else None
     if settings.max_read is not None:
-        note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
+        note("max_read is accepted, but has no effect in a run")
     with machine.most_descriptors():
         tree = open_tree(sysroot, settings)
         make_room(tree, plan)
