@@ -33,6 +33,7 @@ from sysroot_fs.tree.served import Served
 
 _SECOND: Final = 1_000_000_000
 _NAME_MAX: Final = 255
+_NO_NAMES: Final = (b"", b".", b"..")
 _DIRENT_HEAD: Final = abi.DIRENT.size
 _SIGN: Final = 1 << 63
 _BACKGROUND: Final = 64
@@ -60,17 +61,22 @@ class Request:
     caller: Caller
     body: memoryview
 
-    def name(self, start: int = 0) -> bytes:
-        """The name that begins at *start* of the body and ends with a NUL."""
-        name, end, _ = bytes(self.body[start:]).partition(b"\0")
+    def text(self, start: int = 0) -> bytes:
+        """The bytes that begin at *start* of the body and end with a NUL."""
+        text, end, _ = bytes(self.body[start:]).partition(b"\0")
         if not end:
             raise _error(errno.EINVAL)
-        return name
+        return text
 
-    def names(self, start: int = 0) -> tuple[bytes, bytes]:
-        """Two names, one behind the other."""
-        first, second, *_ = [*bytes(self.body[start:]).split(b"\0"), b""]
-        return first, second
+    def name(self, start: int = 0) -> bytes:
+        """The name of an entry that begins at *start*.
+
+        EINVAL for what is none: the kernel sends no such thing, and it would lead elsewhere.
+        """
+        name = self.text(start)
+        if name in _NO_NAMES or b"/" in name:
+            raise _error(errno.EINVAL)
+        return name
 
 
 Handler = Callable[[Request], Reply]
@@ -175,6 +181,8 @@ class Door:
 
     def init(self, request: Request) -> bytes:
         """Agree on a protocol: its version and what of `WANTED` the kernel has."""
+        if self.negotiated:
+            raise _error(errno.EPROTO)
         major, minor, read_ahead, offered = abi.INIT_IN.unpack_from(request.body)
         if major > abi.KERNEL_VERSION:
             # The kernel asks again with our number.
@@ -255,7 +263,8 @@ class Door:
 
     def symlink(self, request: Request) -> bytes:
         """Make a symlink."""
-        name, target = request.names()
+        name = request.name()
+        target = request.text(len(name) + 1)
         return self._entry(mutations.symlink(self.tree, request.node, name, target, request.caller))
 
     def link(self, request: Request) -> bytes:
@@ -285,7 +294,8 @@ class Door:
         return self._rename(request, new_parent, flags, abi.RENAME2_IN.size)
 
     def _rename(self, request: Request, new_parent: int, flags: int, start: int) -> bytes:
-        old, new = request.names(start)
+        old = request.name(start)
+        new = request.name(start + len(old) + 1)
         mutations.rename(self.tree, request.node, old, new_parent, new, flags, request.caller)
         return b""
 
@@ -336,7 +346,7 @@ class Door:
     def getxattr(self, request: Request) -> bytes:
         """One extended attribute, or its size."""
         size, _ = abi.GETXATTR_IN.unpack_from(request.body)
-        name = request.name(abi.GETXATTR_IN.size)
+        name = request.text(abi.GETXATTR_IN.size)
         return _sized(attributes.getxattr(self.tree, request.node, name), size)
 
     def listxattr(self, request: Request) -> bytes:
@@ -351,7 +361,7 @@ class Door:
         start = abi.SETXATTR_IN.size
         if not self._flags & Init.SETXATTR_EXT:
             start, more = abi.COMPAT_SETXATTR_IN_SIZE, 0
-        name = request.name(start)
+        name = request.text(start)
         start += len(name) + 1
         value = bytes(request.body[start : start + size])
         if len(value) < size:
@@ -363,7 +373,7 @@ class Door:
 
     def removexattr(self, request: Request) -> bytes:
         """Remove an extended attribute."""
-        attributes.removexattr(self.tree, request.node, request.name())
+        attributes.removexattr(self.tree, request.node, request.text())
         return b""
 
     def statfs(self, request: Request) -> bytes:
@@ -415,7 +425,7 @@ class Door:
     def read(self, request: Request) -> bytes:
         """Read from an open file."""
         fh, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
-        return files.read(self._handle(fh, request.node), offset, size)
+        return files.read(self._handle(fh, request.node), offset, min(size, abi.MAX_WRITE))
 
     def write(self, request: Request) -> bytes:
         """Write to an open file."""

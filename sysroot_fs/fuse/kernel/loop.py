@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import select
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,6 +35,8 @@ _UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIF
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _PAUSED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading the device may say of a request that was taken back meanwhile."""
+_MALFORMED: Final = (struct.error, OverflowError)
+"""What comes of a request that is too short, or has a number that no call takes."""
 _SETTLING_MS: Final = math.ceil(1000 * WRITER_SECONDS)
 _WAITING: Final = 32
 """How many fsyncs may wait at once."""
@@ -129,6 +132,8 @@ class Loop:
             else:
                 try:
                     reply = handler(request)
+                except _MALFORMED:
+                    code = errno.EINVAL
                 except Exception as failure:
                     code = errno_of(_name(opcode), failure)
             if tree.forgotten:
@@ -160,6 +165,9 @@ class Loop:
     def _sync(self, request: Request) -> None:
         try:
             work = self.door.syncing(request)
+        except _MALFORMED:
+            self._reply(request.unique, errno.EINVAL, b"")
+            return
         except Exception as failure:
             self._reply(request.unique, errno_of("fsync", failure), b"")
             return
