@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import shutil
 import signal
 import stat
@@ -20,6 +21,7 @@ from typing import Final
 import attrs
 import pytest
 
+from sysroot_fs.cli.doors import DOORS, VARIABLE
 from tests.caseless import Volumes
 from tests.matrix.guests import unpack
 from tests.matrix.volumes import Volume, open_volume
@@ -96,8 +98,20 @@ def workplace() -> Iterator[Path]:
         yield work
 
 
+@pytest.fixture(scope="session", params=DOORS)
+def door(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each door in turn, for every mount that does not ask for one."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = request.param
+    yield request.param
+    if before is None:
+        del os.environ[VARIABLE]
+    else:
+        os.environ[VARIABLE] = before
+
+
 @pytest.fixture
-def mounted(workplace: Path) -> Iterator[Mounter]:
+def mounted(door: str, workplace: Path) -> Iterator[Mounter]:
     """Mount a sysroot with ``mounted("option=value", sysroot=.., host=..)``."""
     mounter = Mounter(workplace)
     try:
@@ -119,9 +133,9 @@ class Spot:
 
 
 @pytest.fixture(scope="session")
-def stage(session_workplace: Path) -> Iterator[Mount]:
+def stage(door: str, session_workplace: Path) -> Iterator[Mount]:
     """One mount on a plain volume for every test that needs no other options."""
-    work = session_workplace / "stage"
+    work = session_workplace / f"stage-{door}"
     work.mkdir()
     mounter = Mounter(work)
     try:
@@ -175,9 +189,9 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
 
 
 @pytest.fixture(scope="session")
-def folding_stage(volume: Volume, session_workplace: Path) -> Iterator[Mount]:
+def folding_stage(door: str, volume: Volume, session_workplace: Path) -> Iterator[Mount]:
     """One mount of each folding volume."""
-    work = session_workplace / f"folding-{volume.kind}"
+    work = session_workplace / f"folding-{volume.kind}-{door}"
     work.mkdir()
     mounter = Mounter(work)
     sysroot = volume.path / "stage"

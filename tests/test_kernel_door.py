@@ -25,10 +25,13 @@ _NODUMP = 0x40
 _BIG = 1 << 20
 
 
+pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
+
+
 @pytest.fixture
 def mount(mounted: Mounter) -> Mount:
-    """A mount on a plain volume by the kernel door."""
-    return mounted("door=kernel")
+    """A mount on a plain volume."""
+    return mounted()
 
 
 @pytest.fixture(params=["sysroot", "host"])
@@ -164,7 +167,7 @@ def test_only_the_owner_sets_flags(mount: Mount) -> None:
 
 def test_folding_is_told_as_it_is(mounted: Mounter) -> None:
     """A directory whose names fold has the flag that says so, whatever its volume does."""
-    mount = mounted("door=kernel", "fold=/sdk")
+    mount = mounted("fold=/sdk")
     (mount.sysroot / "sdk/inc").mkdir(parents=True)
     (mount.sysroot / "src").mkdir()
     assert flags_of(mount.point / "sdk") & FS_CASEFOLD_FL
@@ -234,7 +237,7 @@ def test_what_was_written_can_be_executed_at_once(mount: Mount) -> None:
 
 def test_read_only_host_is_refused_at_open(mounted: Mounter) -> None:
     """Where the host may not be written to, open(2) says so and not the first write."""
-    mount = mounted("door=kernel", "host_writes=ro")
+    mount = mounted("host_writes=ro")
     (mount.host / "f").write_text("x")
     assert code_of(os.open, mount.point / "f", os.O_WRONLY) == errno.EROFS
     assert (mount.point / "f").read_text() == "x"

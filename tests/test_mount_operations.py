@@ -27,7 +27,6 @@ import pytest
 from sidecar import linux
 from tests.children import code_of, in_child, start_child
 from tests.conftest import Spot
-from tests.doors import DOOR
 from tests.mounts import Mounter
 
 USER: Final = 1000
@@ -875,7 +874,7 @@ def test_default_acls_are_inherited(place: Path) -> None:
     assert f"default:user:{USER}:rwx" in shown
 
 
-def test_umask_under_a_default_acl(spot: Spot) -> None:
+def test_umask_under_a_default_acl(spot: Spot, door: str) -> None:
     """Linux does not apply the umask there; with the binding the kernel always does.
 
     pyfuse3 cannot ask for FUSE_DONT_MASK, so the bits are gone before the server hears of the
@@ -889,7 +888,7 @@ def test_umask_under_a_default_acl(spot: Spot) -> None:
         os.mkdir(place / "d", 0o777)
 
     in_child(make, umask=0o077)
-    as_linux = spot.kind == "plain" or DOOR == "kernel"
+    as_linux = spot.kind == "plain" or door == "kernel"
     wanted = (0o664, 0o775) if as_linux else (0o600, 0o700)
     assert (mode_of(place / "f"), mode_of(place / "d")) == wanted
 

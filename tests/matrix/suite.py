@@ -29,6 +29,7 @@ PLACES: Final = ("sysroot", "host")
 MODES: Final[Mapping[str, tuple[str, ...]]] = {
     "default": (),
     "uncached": ("entry_timeout=0", "attr_timeout=0", "negative_timeout=0"),
+    "pyfuse3": ("door=pyfuse3",),
     "long": ("entry_timeout=1000", "attr_timeout=1000", "negative_timeout=1000"),
 }
 """Options of a mount for each door and each way to cache."""
