@@ -63,6 +63,14 @@ class Loop:
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
 
+    def counted(self) -> str:
+        """How many requests of each kind there were so far, the most frequent first."""
+        found = sorted(
+            ((count, _name(opcode)) for opcode, count in enumerate(self.counts) if count),
+            reverse=True,
+        )
+        return ", ".join(f"{name} {count}" for count, name in found)
+
     def stop(self) -> None:
         """Have `run` return after the request that it is at. From any thread."""
         os.eventfd_write(self._wake, 1)

@@ -30,7 +30,8 @@ def serve(
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
     Without *options* the mountpoint is `/dev/fd/N`, which stands for a mount that is there already
-    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP unmount. Raises OSError
+    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP unmount,
+    SIGUSR1 logs how many requests there were. Raises OSError
     where it cannot be mounted, RuntimeError where fusermount3 refuses (it has said why on standard
     error) or the kernel's protocol is not ours.
     """
@@ -72,10 +73,13 @@ async def _watch_signals(
     ended_by: list[signal.Signals],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(*_ENDING) as received:
+    with trio.open_signal_receiver(*_ENDING, signal.SIGUSR1) as received:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         task_status.started()
         async for number in received:
+            if number == signal.SIGUSR1:
+                log.info("requests: %s", loop.counted())
+                continue
             ended_by.append(signal.Signals(number))
             log.info("%s: unmounting", ended_by[-1].name)
             # While requests are answered: the kernel writes back what was changed through maps.

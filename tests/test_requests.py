@@ -1,0 +1,151 @@
+"""How many requests an operation costs, exactly: nobody else is at the mount: no noise."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.mounts import Mount, Mounter
+from tests.runs import wait_until
+
+pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
+
+_LINE: Final = re.compile(r"requests: (.*)")
+_LATER: Final = {"release", "releasedir", "forget", "batch_forget"}
+"""Requests that the kernel sends when it likes; nobody waits for them."""
+
+
+@pytest.fixture
+def mount(mounted: Mounter) -> Mount:
+    """A mount whose names and attributes the kernel may remember, over a small tree."""
+    mount = mounted("entry_timeout=1000", "attr_timeout=1000", "negative_timeout=1000")
+    for number in range(10):
+        directory = mount.sysroot / f"top/d{number}"
+        directory.mkdir(parents=True)
+        for name in range(10):
+            (directory / f"f{name}").write_text("content " * 100)
+        (directory / "link").symlink_to("f0")
+    return mount
+
+
+def counted(mount: Mount) -> Counter[str]:
+    """The requests so far, as SIGUSR1 has the server log them."""
+    told = len(_LINE.findall(mount.log.read_text()))
+    mount.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: len(_LINE.findall(mount.log.read_text())) > told)
+    last = _LINE.findall(mount.log.read_text())[-1]
+    counts: Counter[str] = Counter()
+    for part in last.split(", "):
+        name, _, number = part.rpartition(" ")
+        counts[name] = int(number)
+    return counts
+
+
+@contextmanager
+def requests(mount: Mount) -> Iterator[Counter[str]]:
+    """Those that the block costs, in what it is given when it is over."""
+    before, made = counted(mount), Counter[str]()
+    yield made
+    made.update(counted(mount) - before)
+    for name in _LATER:
+        del made[name]
+
+
+def cost(mount: Mount, act: Callable[[], object]) -> Counter[str]:
+    """The requests of something that was done a few times before.
+
+    Not of the second time: what was really read has its time of access asked for once more, and
+    with that the kernel forgets its ACLs.
+    """
+    for _ in range(3):
+        act()
+    with requests(mount) as made:
+        act()
+    return made
+
+
+def test_names_and_attributes_are_remembered(mount: Mount) -> None:
+    """stat, access, a missing name and readlink cost nothing when they are done again."""
+    place = mount.point / "top/d0"
+    assert not cost(mount, lambda: os.stat(place / "f0"))
+    assert not cost(mount, lambda: os.access(place / "f0", os.R_OK))
+    assert not cost(mount, lambda: os.path.exists(place / "missing"))
+    assert not cost(mount, lambda: os.readlink(place / "link"))
+
+
+def test_opens_are_skipped(mount: Mount) -> None:
+    """open, read and close of what was read before cost nothing."""
+    file = mount.point / "top/d0/f1"
+
+    def read() -> None:
+        # Not Python's open, which asks whether it is a terminal.
+        fd = os.open(file, os.O_RDONLY)
+        assert len(os.read(fd, 1000)) == 800
+        os.close(fd)
+
+    assert not cost(mount, read)
+    assert not cost(mount, lambda: os.close(os.open(file, os.O_RDWR)))
+
+
+def test_a_write_is_one_request(mount: Mount) -> None:
+    """A write of 4 KiB is a WRITE and nothing before it, but for the first."""
+    with open(mount.point / "top/d0/f2", "r+b", buffering=0) as file:
+        made = cost(mount, lambda: os.pwrite(file.fileno(), bytes(4096), 0))
+    assert made == {"write": 1}
+
+
+def listed(*words: str) -> Callable[[], None]:
+    """Run a program for what it asks of the file system."""
+
+    def run() -> None:
+        subprocess.run(words, check=True, capture_output=True)
+
+    return run
+
+
+def test_a_long_listing_asks_few_xattrs(mount: Mount) -> None:
+    """`ls -lR` of a warm tree asks the server for at most two extended attributes in all.
+
+    Below the root: that was there before the kernel knew of ACLs, and it never remembers its own.
+    """
+    made = cost(mount, listed("ls", "-lR", str(mount.point / "top")))
+    assert made["getxattr"] + made["listxattr"] <= 2
+    assert set(made) <= {"opendir", "getxattr", "listxattr"}
+
+
+def test_a_cold_long_listing(mount: Mount) -> None:
+    """Two requests a directory for its entries and one look-up at most, whatever it holds."""
+    with requests(mount) as made:
+        listed("ls", "-lR", str(mount.point / "top"))()
+    assert made["opendir"] == 11
+    assert made["readdirplus"] + made["readdir"] <= 2 * 11
+    assert made["lookup"] <= 11 and made["getattr"] <= 11
+
+
+def test_a_search_through_a_warm_tree(mount: Mount) -> None:
+    """`grep -r` reads every file and costs directories only."""
+    made = cost(mount, listed("grep", "-rlE", "nowhere|content", "--", str(mount.point)))
+    assert set(made) <= {"opendir", "statfs"} and made["statfs"] <= 1
+
+
+def test_an_archive_unpacked(mount: Mount, tmp_path: Path) -> None:
+    """tar costs at most eight requests a file that it writes at once and gives to nobody else."""
+    count = 50
+    for number in range(count):
+        (tmp_path / f"{number}").write_text("x" * 300)
+    archive = tmp_path / "archive.tar"
+    subprocess.run(["tar", "-C", tmp_path, "-cf", archive, *map(str, range(count))], check=True)
+    (mount.point / "new").mkdir()
+    with requests(mount) as made:
+        where = ["-C", str(mount.point / "new"), "-xf", str(archive)]
+        subprocess.run(["tar", "--no-same-owner", *where], check=True)
+    assert made.total() <= 8 * count, made
