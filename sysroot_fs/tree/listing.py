@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from stat import S_ISDIR
 
@@ -21,7 +22,7 @@ from sysroot_fs.tree.attributes import getattr_
 from sysroot_fs.tree.core import Entry, Tree
 from sysroot_fs.tree.inodes import Inode
 
-_FINE_NS = 1_000_000
+_SETTLED_NS = 100_000_000
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -32,7 +33,7 @@ class Listing:
     inode: Inode
     caller: Caller
     lasting: bool
-    """Whether the directory's own times show every change of what it lists."""
+    """Whether the directory's own times will show every change of what it lists."""
     names: list[bytes] | None = None
 
 
@@ -57,7 +58,9 @@ def _is_lasting(tree: Tree, inode: Inode) -> bool:
     if inode.layer is Layer.SYSROOT and tree.config.listing == "union":
         return False
     held = tree.inodes.descriptor(inode)
-    return tree.walk.traits_of(held).time_step_ns < _FINE_NS
+    # Of a directory that has just changed another change may leave the times as they are.
+    age = time.time_ns() - os.fstat(held.fd).st_mtime_ns
+    return age > _SETTLED_NS + 2 * tree.walk.traits_of(held).time_step_ns
 
 
 def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
