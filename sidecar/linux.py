@@ -50,6 +50,7 @@ __all__ = [
     "mount",
     "mount_type",
     "openat2",
+    "overrides_permissions",
     "renameat2",
     "same_file_lock",
     "statx",
@@ -423,6 +424,7 @@ class same_file_lock:
 # --- acting as somebody else ----------------------------------------------------------
 
 _CAP_SETGID: Final = 1 << 6
+_CAP_DAC_OVERRIDE: Final = 1 << 1
 _CAP_SETUID: Final = 1 << 7
 _CAPABILITIES_V3: Final = struct.pack("=Ii", 0x20080522, 0)
 _CAP_SETS: Final = struct.Struct("=IIIIII")  # effective, permitted, inheritable; then the high half
@@ -446,6 +448,12 @@ def _may_act_as_others(capabilities: bytes) -> bool:
     effective: int = _CAP_SETS.unpack(capabilities)[0]
     wanted = _CAP_SETUID | _CAP_SETGID
     return os.geteuid() == 0 and effective & wanted == wanted
+
+
+def overrides_permissions() -> bool:
+    """Whether this thread may read and write any file, whatever its mode (CAP_DAC_OVERRIDE)."""
+    effective: int = _CAP_SETS.unpack(_capabilities())[0]
+    return bool(effective & _CAP_DAC_OVERRIDE)
 
 
 _start_capabilities: Final = _capabilities()

@@ -14,7 +14,7 @@ from tests.mounts import Mounter
 def test_a_failed_fsync_does_not_keep_the_file_open(mounted: Mounter, workplace: Path) -> None:
     """Closed by the guest, it is closed by the server too."""
     mount = mounted()
-    mount.expects(r" ERROR sysroot_fs\.fuse\.door: fsync: \[Errno 5\] ")
+    mount.expects(r" ERROR sysroot_fs\.fuse\.failures: fsync: \[Errno 5\] ")
     fds = Path(f"/proc/{mount.process.pid}/fd")
     (mount.point / "file").write_text("content")
     before = len(list(fds.iterdir()))

@@ -9,6 +9,8 @@ import os
 import stat
 import struct
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,27 +190,150 @@ def test_each_path_has_its_own_volume_s_numbers(mount: Mount, workplace: Path) -
         subprocess.run(["umount", "-l", small], check=True)
 
 
-def test_a_write_takes_set_id_away(mount: Mount) -> None:
-    """A user's write, truncation and open with O_TRUNC clear the bits, root's do not."""
+def written(path: Path) -> None:
+    """A write into a file that is there."""
+    with open(path, "r+b") as file:
+        file.write(b"y")
 
-    def write(path: Path) -> None:
-        with open(path, "r+b") as file:
-            file.write(b"y")
 
-    def shorten(path: Path) -> None:
-        os.truncate(path, 1)
+def shortened(path: Path) -> None:
+    """A truncation by name."""
+    os.truncate(path, 1)
 
-    def open_anew(path: Path) -> None:
-        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
 
-    for number, act in enumerate((write, shorten, open_anew)):
-        path = mount.point / f"f{number}"
-        for uid, kept in ((0, 0o6777), (1000, 0o777)):
-            (mount.sysroot / path.name).write_text("content")
-            (mount.sysroot / path.name).chmod(0o6777)
-            os.stat(path)
-            in_child(functools.partial(act, path), uid=uid, gid=uid)
-            assert stat.S_IMODE((mount.sysroot / path.name).stat().st_mode) == kept, (act, uid)
+def opened_anew(path: Path) -> None:
+    """A truncation by open(2)."""
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+
+def allocated(path: Path) -> None:
+    """Space added to a file."""
+    with open(path, "r+b") as file:
+        linux.fallocate(file.fileno(), 0, 0, 4096)
+
+
+def copied_to(path: Path) -> None:
+    """A copy that the volume makes."""
+    with open(path, "r+b") as file:
+        assert os.copy_file_range(file.fileno(), file.fileno(), 1, 0, 100) == 1
+
+
+@pytest.mark.parametrize("act", [written, shortened, opened_anew, allocated, copied_to])
+@pytest.mark.parametrize(("uid", "kept"), [(0, 0o6777), (1000, 0o777)])
+def test_changes_take_set_id_away(
+    mount: Mount, act: Callable[[Path], None], uid: int, kept: int
+) -> None:
+    """A user's change of the content clears the bits at once, root's does not."""
+    below = mount.sysroot / "f"
+    below.write_text("content")
+    below.chmod(0o6777)
+    os.stat(mount.point / "f")
+
+    def change() -> int:
+        act(mount.point / "f")
+        return stat.S_IMODE(os.stat(mount.point / "f").st_mode)
+
+    assert in_child(change, uid=uid, gid=uid) == kept
+    assert stat.S_IMODE(below.stat().st_mode) == kept
+
+
+def test_a_change_of_owner_that_is_none(mount: Mount) -> None:
+    """It clears set-id bits too, as on a plain volume."""
+    (mount.sysroot / "f").write_text("x")
+    (mount.sysroot / "f").chmod(0o6755)
+    os.chown(mount.point / "f", -1, -1)
+    assert stat.S_IMODE(os.stat(mount.point / "f").st_mode) == 0o755
+
+
+# --- what the kernel remembers ------------------------------------------------------------------
+
+
+def test_listing_leaves_the_host_alone(mounted: Mounter) -> None:
+    """To list a directory nothing is tried out in it, least of all where nothing may be written."""
+    mount = mounted("host_writes=ro")
+    directory = mount.host / "d"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    try:
+        (directory / "f").touch()
+        os.utime(directory, (1e9, 1e9))
+        before = directory.stat()
+        assert os.listdir(mount.point / "d") == ["f"]
+        after = directory.stat()
+        assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def test_times_that_are_set_back(mount: Mount) -> None:
+    """A name that came behind the mount is listed although the directory looks as before."""
+    below = mount.sysroot / "d"
+    below.mkdir()
+    (below / "a").touch()
+    os.utime(below, (1e9, 1e9))
+    time.sleep(1.2)
+    for _ in range(2):
+        assert os.listdir(mount.point / "d") == ["a"]
+    (below / "b").touch()
+    os.utime(below, (1e9, 1e9))
+    wait_until(lambda: sorted(os.listdir(mount.point / "d")) == ["a", "b"])
+
+
+def _leads_to(link: Path, target: str) -> bool:
+    return os.readlink(link) == target
+
+
+def test_a_symlink_that_was_replaced(mount: Mount) -> None:
+    """Its target is the new one's within a second, also where it has got the old one's number."""
+    for number in range(5):
+        link = mount.sysroot / f"l{number}"
+        link.symlink_to("old")
+        assert os.readlink(mount.point / link.name) == "old"
+        link.unlink()
+        link.symlink_to("new")
+    for number in range(5):
+        wait_until(functools.partial(_leads_to, mount.point / f"l{number}", "new"))
+
+
+# --- files that nobody opened -------------------------------------------------------------------
+
+
+def test_many_files_with_few_descriptors(mounted: Mounter) -> None:
+    """Reading more files than the server may open works, and those that are open stay readable."""
+    mount = mounted(descriptors=256)
+    for number in range(400):
+        (mount.sysroot / f"f{number}").write_text(str(number))
+    held = [os.open(mount.point / f"f{number}", os.O_RDWR) for number in range(400)]
+    try:
+        for number in range(40):
+            os.unlink(mount.point / f"f{number}")
+        for number, fd in enumerate(held):
+            assert os.pread(fd, 10, 0) == str(number).encode()
+            assert os.pwrite(fd, b"new", 0) == 3
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def test_opens_are_not_skipped_without_rights(mount: Mount) -> None:
+    """A server that may not override modes has to open when the guest does."""
+    assert linux.overrides_permissions()
+    assert not in_child(linux.overrides_permissions, uid=1000, gid=1000)
+
+
+def test_an_open_file_under_another_name(mounted: Mounter) -> None:
+    """A file whose first name was removed is read by its descriptor, whatever else was opened."""
+    mount = mounted(descriptors=128)
+    (mount.sysroot / "one").write_text("content")
+    os.link(mount.sysroot / "one", mount.sysroot / "two")
+    for number in range(300):
+        (mount.sysroot / f"d{number}").mkdir()
+    fd = os.open(mount.point / "one", os.O_RDONLY)
+    os.unlink(mount.point / "one")
+    for number in range(300):
+        os.listdir(mount.point / f"d{number}")
+    assert os.pread(fd, 10, 0) == b"content"
+    os.close(fd)
 
 
 def test_an_append_after_a_removal(place: Path) -> None:

@@ -27,6 +27,11 @@ FS_IOC_SETFLAGS: Final = 0x40086602
 FS_IOC_FSGETXATTR: Final = 0x801C581F
 FS_IOC_FSSETXATTR: Final = 0x401C5820
 FSXATTR_BYTES: Final = 28
+_IMMUTABLE: Final = 0x10
+_APPEND: Final = 0x20
+_JOURNAL_DATA: Final = 0x4000
+_X_IMMUTABLE: Final = 0x8
+_X_APPEND: Final = 0x10
 FS_CASEFOLD_FL: Final = 0x40000000
 _TO_TRUNCATE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -76,7 +81,7 @@ def setattr_(
 ) -> Stat:
     """Change an inode, through the open descriptor *fd* where there is one; its new attributes.
 
-    With *drop_privileges* a new size takes set-id bits and capabilities away as a write does.
+    With *drop_privileges* set-id bits and capabilities go, as a write takes them away.
     """
     inode = tree.inodes[number]
     tree.check_writable(inode.layer)
@@ -88,12 +93,14 @@ def setattr_(
         # Never truncate(2): it would wait, and the mount with it, for whoever holds a lease.
         size_fd = os.open(path, _TO_TRUNCATE) if fd is None else fd
         try:
-            if drop_privileges:
-                drop_set_id(size_fd)
             os.ftruncate(size_fd, changes.size)
         finally:
             if fd is None:
                 os.close(size_fd)
+    if drop_privileges and inode.kind == stat_module.S_IFREG:
+        # A change of owner that is none: capabilities go with it.
+        os.chown(path, -1, -1)
+        _drop_set_id(path)
     if changes.uid is not None or changes.gid is not None:
         uid = -1 if changes.uid is None else changes.uid
         gid = -1 if changes.gid is None else changes.gid
@@ -112,11 +119,15 @@ def drop_set_id(fd: int) -> None:
     The kernel leaves that to whoever serves the file (FUSE_HANDLE_KILLPRIV_V2). File capabilities
     go by themselves when the volume below is written to.
     """
-    mode = os.fstat(fd).st_mode
+    _drop_set_id(fd)
+
+
+def _drop_set_id(where: int | bytes) -> None:
+    mode = os.stat(where).st_mode
     runs_as_group = mode & stat_module.S_IXGRP
     kept = mode & ~(stat_module.S_ISUID | (stat_module.S_ISGID if runs_as_group else 0))
     if kept != mode:
-        os.fchmod(fd, stat_module.S_IMODE(kept))
+        os.chmod(where, stat_module.S_IMODE(kept))
 
 
 def drop_setgid(tree: Tree, number: int) -> None:
@@ -175,19 +186,54 @@ def get_extended_flags(tree: Tree, number: int) -> bytes:
     return _flags(tree, number, lambda fd: fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_BYTES)))
 
 
-def set_extended_flags(tree: Tree, number: int, value: bytes) -> None:
-    """Set what `get_extended_flags` gives."""
+def _check_flags(
+    tree: Tree, number: int, fd: int, caller: Caller, changed: int, guarded: int, append: int
+) -> None:
+    """Raise unless *caller* may change the flags *changed*, of which *guarded* are root's.
+
+    Today's kernels have looked already, older ones (before 5.13) leave it to the server.
+    """
+    if caller.uid and (caller.uid != os.fstat(fd).st_uid or changed & guarded):
+        raise error(errno.EPERM)
+    if changed & append and tree.opens_skipped:
+        # Nobody says who has opened the file to append to it.
+        raise error(errno.EOPNOTSUPP)
+
+
+def set_extended_flags(tree: Tree, number: int, value: bytes, caller: Caller) -> None:
+    """Set what `get_extended_flags` gives. EPERM for who may not."""
     tree.check_writable(tree.inodes[number].layer)
-    _flags(tree, number, lambda fd: fcntl.ioctl(fd, FS_IOC_FSSETXATTR, value))
+    if len(value) < FSXATTR_BYTES:
+        raise error(errno.EINVAL)
+
+    def act(fd: int) -> None:
+        now = fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_BYTES))
+        (before, _, _, project), (after, _, _, wanted) = (
+            struct.unpack_from("=IIII", one) for one in (now, value)
+        )
+        if caller.uid and project != wanted:
+            raise error(errno.EPERM)
+        _check_flags(
+            tree, number, fd, caller, before ^ after, _X_IMMUTABLE | _X_APPEND, _X_APPEND & after
+        )
+        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, value)
+
+    _flags(tree, number, act)
 
 
-def set_flags(tree: Tree, number: int, flags: int) -> None:
-    """Set the flags of an inode as chattr(1) does. Whether names fold cannot be set."""
+def set_flags(tree: Tree, number: int, flags: int, caller: Caller) -> None:
+    """Set the flags of an inode as chattr(1) does. Whether names fold cannot be set.
+
+    EPERM for who may not.
+    """
     tree.check_writable(tree.inodes[number].layer)
 
     def act(fd: int) -> None:
-        if (flags ^ _told_flags(tree, number, fd)) & FS_CASEFOLD_FL:
+        changed = flags ^ _told_flags(tree, number, fd)
+        if changed & FS_CASEFOLD_FL:
             raise error(errno.EOPNOTSUPP)
+        guarded = _IMMUTABLE | _APPEND | _JOURNAL_DATA
+        _check_flags(tree, number, fd, caller, changed, guarded, _APPEND & flags)
         (below,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
         wanted = flags & ~FS_CASEFOLD_FL | below & FS_CASEFOLD_FL
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", wanted))

@@ -96,6 +96,8 @@ class Tree:
     spellings: Spellings = field(factory=Spellings, init=False)
     forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
     """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
+    opens_skipped: bool = field(default=False, init=False)
+    """Whether nobody says which files are open: any that the kernel knows may be."""
     forgets_at_once: bool = field(default=False, init=False)
     """Whether a door has the kernel forget before it answers; otherwise it is a moment later."""
     _root_place: Place = field(init=False)
@@ -381,11 +383,12 @@ class Tree:
         """Whether opening a file could as well be left out.
 
         Not where it is then that the guest has to hear that it may not write, nor where a volume
-        below looks at who has a file open.
+        below looks at who has a file open, nor where this process could not open a file any more
+        that the guest may still use, because its mode has changed.
         """
         config = self.config
         all_writable = self.walk.host is None or config.host_writes == "rw" or config.read_only
-        return all_writable and not self.late_errors
+        return all_writable and not self.late_errors and linux.overrides_permissions()
 
     @property
     def late_errors(self) -> bool:

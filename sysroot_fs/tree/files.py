@@ -38,12 +38,12 @@ def is_writable(flags: int) -> bool:
     return (flags & os.O_ACCMODE) != os.O_RDONLY
 
 
-def open_file(tree: Tree, number: int, flags: int) -> Handle:
+def open_file(tree: Tree, number: int, flags: int, stays: bool = True) -> Handle:
     """Open the inode *number*, itself and never what a name means by now.
 
     Only regular files are opened: the guest's kernel serves fifos, sockets and devices itself,
     and opening one here would act on the host. Raises ESTALE where the inode has gone, ENFILE
-    where too many files are open.
+    where too many files are open and this one *stays* open for longer than a request.
     """
     inode = tree.inodes[number]
     if inode.kind != stat_module.S_IFREG:
@@ -55,7 +55,8 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     if writable or flags & os.O_TRUNC:
         tree.check_writable(inode.layer)
     held = tree.inodes.descriptor(inode)
-    tree.inodes.check_room()
+    if stays:
+        tree.inodes.check_room()
     try:
         fd = os.open(fd_path(held.fd), backing_flags(flags))
     except FileNotFoundError:
@@ -63,6 +64,18 @@ def open_file(tree: Tree, number: int, flags: int) -> Handle:
     descriptor = Descriptor(fd)
     inode.opened += (descriptor,)
     return Handle(inode, descriptor, writable)
+
+
+def hold(inode: Inode) -> Descriptor | None:
+    """A descriptor that keeps the file *inode* alive on its volume, None where that fails."""
+    assert inode.descriptor is not None
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        try:
+            fd = os.open(fd_path(inode.descriptor.fd), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        return Descriptor(fd)
+    return None
 
 
 def release(handle: Handle) -> None:

@@ -68,8 +68,12 @@ class Inode:
     pinned: bool = False
     also: tuple[Inode, ...] = ()
     """Directories that are merged with this one; each is held by one lookup."""
+    listed: tuple[int, int] | None = None
+    """The times of a directory (mtime, ctime, ns) when it was listed in a way that lasts."""
     opened: tuple[Descriptor, ...] = ()
     """The descriptors of open files: all that is left of it on a volume that forgets."""
+    kept: Descriptor | None = None
+    """The same where nobody says what is open: one for whoever may have it open."""
 
     def part(self, number: int) -> Inode:
         """The directory that is the part *number* of a merged one, which is the part 0 itself."""
@@ -78,7 +82,7 @@ class Inode:
     def reach(self) -> Descriptor:
         """The descriptor to ask after its name went away; an open file's where there is one."""
         assert self.descriptor is not None
-        return self.opened[-1] if self.opened else self.descriptor
+        return self.opened[-1] if self.opened else self.kept or self.descriptor
 
     @property
     def is_directory(self) -> bool:
@@ -337,6 +341,10 @@ class Inodes:
         while len(self._open) > limit:
             old, _ = self._open.popitem(last=False)
             old.descriptor = None
+
+    def keep_few(self) -> None:
+        """Close what can be opened again: descriptors are short."""
+        self._shrink(FEW)
 
     def check_room(self) -> None:
         """Raise ENFILE where one more descriptor that stays open would be one of the last."""

@@ -15,14 +15,18 @@ from stat import S_ISDIR
 
 from attrs import define
 
+from sidecar import linux, look
 from sidecar.descriptor import Descriptor
+from sidecar.linux import Stat
 from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place
 from sysroot_fs.tree.attributes import getattr_
 from sysroot_fs.tree.core import Entry, Tree
 from sysroot_fs.tree.inodes import Inode
 
-_SETTLED_NS = 100_000_000
+_TICK_NS = 1_000_000_000
+_COARSE_NS = 5_000_000_000
+"""For volumes of Windows' kinds, which count times in steps of up to two seconds."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -34,6 +38,8 @@ class Listing:
     caller: Caller
     lasting: bool
     """Whether the directory's own times will show every change of what it lists."""
+    same: bool
+    """Whether they stand where they stood when it was opened the last time."""
     names: list[bytes] | None = None
 
 
@@ -49,18 +55,29 @@ def names_in(holder: Descriptor) -> list[bytes]:
 def open_listing(tree: Tree, number: int, caller: Caller) -> Listing:
     """Open the directory *number*. Nothing is read: programs hold directories without reading."""
     inode = tree.inodes[number]
-    return Listing(inode, caller, _is_lasting(tree, inode))
+    if not _times_tell(tree, inode):
+        return Listing(inode, caller, lasting=False, same=False)
+    seen = linux.statx(tree.inodes.descriptor(inode).fd, b"", linux.AT_EMPTY_PATH)
+    # Of a directory that has just changed another change may leave the times as they are.
+    age = time.time_ns() - seen.ctime_ns
+    lasting = age > _settled_ns(tree, inode, seen) and not look.is_remote(seen)
+    before, inode.listed = inode.listed, (seen.mtime_ns, seen.ctime_ns) if lasting else None
+    return Listing(inode, caller, lasting, lasting and before == inode.listed)
 
 
-def _is_lasting(tree: Tree, inode: Inode) -> bool:
+def _settled_ns(tree: Tree, inode: Inode, seen: Stat) -> int:
+    """How long ago a directory has to have changed, so that another change moves its times."""
+    if inode.layer is Layer.SYSROOT:
+        # Never measured on the host: that would leave traces there.
+        return _TICK_NS + 2 * tree.walk.traits_of(tree.inodes.descriptor(inode)).time_step_ns
+    return _TICK_NS if look.numbers_last(seen) else _COARSE_NS
+
+
+def _times_tell(tree: Tree, inode: Inode) -> bool:
+    """Whether what a directory lists is in itself alone: no other's changes show there."""
     if inode.layer is Layer.VIRTUAL or inode.also or tree.walk.merge:
         return False
-    if inode.layer is Layer.SYSROOT and tree.config.listing == "union":
-        return False
-    held = tree.inodes.descriptor(inode)
-    # Of a directory that has just changed another change may leave the times as they are.
-    age = time.time_ns() - os.fstat(held.fd).st_mtime_ns
-    return age > _SETTLED_NS + 2 * tree.walk.traits_of(held).time_step_ns
+    return inode.layer is Layer.HOST or tree.config.listing != "union"
 
 
 def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:

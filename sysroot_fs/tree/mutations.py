@@ -19,7 +19,7 @@ from sidecar import linux
 from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path, in_groups
-from sidecar.look import attributes
+from sidecar.look import attributes, is_remote
 from sidecar.naming import Kind, may_be_literal
 from sidecar.twin import Caller, Guard, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
@@ -250,26 +250,32 @@ def _check_sticky(guard: Guard, found: Found, caller: Caller) -> None:
 def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
     """Pin the inode whose name is about to go, so that what is open goes on working.
 
-    It is let go again where the name stayed after all, or where it has other names: pinned
-    descriptors are outside the bound.
+    It is let go again where the name stayed after all, or where it has other names by which it is
+    found: pinned descriptors are outside the bound.
     """
     inode = None if found is None else tree.known(parent, found)
     if inode is None:
         yield
         return
-    if inode.opened:
+    assert found is not None and found.stat is not None
+    may_be_open = tree.opens_skipped and inode.kind == stat_module.S_IFREG
+    if inode.opened or may_be_open:
         # It stays pinned for as long as somebody has it open.
         tree.inodes.check_room()
     tree.inodes.pin(inode)
+    if may_be_open and is_remote(found.stat):
+        # Such a volume may forget what nobody has open.
+        inode.kept = files.hold(inode)
     try:
         yield
     except BaseException:
+        inode.kept = None
         tree.inodes.unpin(inode)
         raise
     # Where the place identifies, the name was the last one: such volumes have no hard links.
     if inode.is_directory or not inode.stable or _is_gone(inode):
         tree.inodes.vanish(inode)
-    else:
+    elif not may_be_open or (inode.parent, inode.stored) != (parent, found.stored):
         tree.inodes.unpin(inode)
 
 

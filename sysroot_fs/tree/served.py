@@ -8,13 +8,16 @@ writing cannot be executed (ETXTBSY), and the guest closed it long ago.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import time
 from collections import OrderedDict
 from typing import Final
 
 from attrs import define, field
 
+from sidecar import linux, look
 from sysroot_fs.tree import files
 from sysroot_fs.tree.core import Tree
 from sysroot_fs.tree.files import Handle
@@ -22,6 +25,21 @@ from sysroot_fs.tree.inodes import Inode
 
 WRITER_SECONDS: Final = 0.005
 """How long a descriptor for writing is kept after the last write."""
+READER_SECONDS: Final = 1.0
+"""How long one for reading is kept after the last read: the volume cannot be unmounted before."""
+_MOST: Final = 256
+
+
+@define(slots=True, eq=False)
+class _Kept:
+    """A handle, when it was used last (monotonic seconds), and whether its volume is remote."""
+
+    handle: Handle
+    used: float
+    remote: bool = False
+
+
+_Cache = OrderedDict[Inode, _Kept]
 
 
 @define(slots=True, eq=False)
@@ -29,54 +47,78 @@ class Served:
     """Handles by inode over one tree."""
 
     tree: Tree
-    limit: int = 256
-    _readers: OrderedDict[Inode, Handle] = field(factory=OrderedDict, init=False)
-    _writers: OrderedDict[Inode, tuple[float, Handle]] = field(factory=OrderedDict, init=False)
+    _limit: int = field(init=False)
+    _readers: _Cache = field(factory=OrderedDict, init=False)
+    _writers: _Cache = field(factory=OrderedDict, init=False)
 
     def __attrs_post_init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = max(8, min(soft // 8, _MOST))
         self.tree.inodes.dropped = self.forget
 
-    @property
-    def writing(self) -> bool:
-        """Whether descriptors for writing are held: then `settle` has to be called soon."""
-        return bool(self._writers)
+    def patience(self) -> float | None:
+        """Seconds after which `settle` has something to do, None where nothing is held."""
+        if self._writers:
+            return WRITER_SECONDS
+        return READER_SECONDS if self._readers else None
 
     def reader(self, number: int) -> Handle:
         """A handle to read the inode *number*. Raises as `files.open_file`."""
-        inode = self.tree.inodes[number]
-        handle = self._readers.get(inode)
-        if handle is not None:
-            self._readers.move_to_end(inode)
-            return handle
-        handle = self._readers[inode] = files.open_file(self.tree, number, os.O_RDONLY)
-        if len(self._readers) > self.limit:
-            _, old = self._readers.popitem(last=False)
-            files.release(old)
-        return handle
+        return self._handle(self._readers, number, os.O_RDONLY)
 
     def writer(self, number: int) -> Handle:
         """A handle to write to the inode *number*. Raises as `files.open_file`."""
+        return self._handle(self._writers, number, os.O_WRONLY)
+
+    def _handle(self, cache: _Cache, number: int, flags: int) -> Handle:
         inode = self.tree.inodes[number]
-        held = self._writers.pop(inode, None)
-        handle = files.open_file(self.tree, number, os.O_WRONLY) if held is None else held[1]
-        self._writers[inode] = time.monotonic(), handle
-        if len(self._writers) > self.limit:
-            _, (_, old) = self._writers.popitem(last=False)
-            files.release(old)
+        kept = cache.get(inode)
+        if kept is not None:
+            kept.used = time.monotonic()
+            cache.move_to_end(inode)
+            return kept.handle
+        if inode.kept is not None:
+            return Handle(inode, inode.kept, writable=flags != os.O_RDONLY)
+        try:
+            handle = files.open_file(self.tree, number, flags)
+        except OSError as failure:
+            if failure.errno not in (errno.ENFILE, errno.EMFILE):
+                raise
+            self._let_go(0)
+            self.tree.inodes.keep_few()
+            # Whoever holds all the others must not keep a file that is open from being read.
+            return files.open_file(self.tree, number, flags, stays=False)
+        stat = linux.statx(handle.descriptor.fd, b"", linux.AT_EMPTY_PATH)
+        cache[inode] = _Kept(handle, time.monotonic(), look.is_remote(stat))
+        self._let_go(self._limit)
         return handle
 
+    def written(self, number: int) -> None:
+        """Something was written: where a volume says only at close that it failed, ask now."""
+        kept = self._writers.get(self.tree.inodes[number])
+        if kept is not None and kept.remote:
+            files.flush(kept.handle)
+
     def settle(self) -> None:
-        """Close what nobody has written to for a moment."""
-        latest = time.monotonic() - WRITER_SECONDS
-        while self._writers:
-            inode, (used, handle) = next(iter(self._writers.items()))
-            if used > latest:
-                return
-            del self._writers[inode]
-            files.release(handle)
+        """Close what nobody has used for a moment."""
+        now = time.monotonic()
+        for cache, seconds in ((self._writers, WRITER_SECONDS), (self._readers, READER_SECONDS)):
+            while cache:
+                inode, kept = next(iter(cache.items()))
+                if kept.used > now - seconds:
+                    break
+                del cache[inode]
+                files.release(kept.handle)
+
+    def _let_go(self, limit: int) -> None:
+        for cache in (self._readers, self._writers):
+            while len(cache) > limit:
+                _, kept = cache.popitem(last=False)
+                files.release(kept.handle)
 
     def forget(self, inode: Inode) -> None:
         """The kernel has let go of *inode*."""
-        for handle in (self._readers.pop(inode, None), self._writers.pop(inode, (0, None))[1]):
-            if handle is not None:
-                files.release(handle)
+        for cache in (self._readers, self._writers):
+            kept = cache.pop(inode, None)
+            if kept is not None:
+                files.release(kept.handle)

@@ -203,5 +203,5 @@ STATX_OUT: Final = Struct("=QII16x" + "IIQIIIHHQQQQ" + 4 * _SX_TIME + "IIII112x"
 NOTIFY_INVAL_INODE_OUT: Final = Struct("=Qqq")  # ino off len
 NOTIFY_INVAL_ENTRY_OUT: Final = Struct("=QII")  # parent namelen flags; the name and a NUL
 
-LONGEST_COPY: Final = 0x7FFF_F000
-"""Bytes of a single copy: the answer has 32 bits, and read(2) and write(2) stop there too."""
+LONGEST_COPY: Final = 32 << 20
+"""Bytes of a single copy: whoever has more asks again, and others get their turn in between."""

@@ -7,11 +7,12 @@ errno as well and never a crash.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as stat_module
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from attrs import define, field
@@ -33,9 +34,11 @@ from sysroot_fs.tree.served import Served
 
 _SECOND: Final = 1_000_000_000
 _NAME_MAX: Final = 255
+_CHANGES: Final = Attr.MODE | Attr.UID | Attr.GID | Attr.SIZE | Attr.ATIME | Attr.MTIME
 _NO_NAMES: Final = (b"", b".", b"..")
 _DIRENT_HEAD: Final = abi.DIRENT.size
 _SIGN: Final = 1 << 63
+_POSITIVE: Final = _SIGN - 1
 _BACKGROUND: Final = 64
 _CONGESTED: Final = 48
 _MAX_PAGES: Final = abi.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
@@ -152,8 +155,13 @@ class Door:
         if timeout is None:
             timeout = self._timeouts[seconds] = _timeout(seconds)
         valid, valid_ns = self._attr_timeout
+        stat = entry.stat
+        generation = 0
+        if stat_module.S_ISLNK(stat.mode):
+            # The kernel remembers targets: another symlink that has got the number is another.
+            generation = (stat.mtime_ns + stat.size) & _POSITIVE
         return _pack_entry(
-            number, 0, timeout[0], valid, timeout[1], valid_ns, *self._attr(number, entry.stat)
+            number, generation, timeout[0], valid, timeout[1], valid_ns, *self._attr(number, stat)
         )
 
     def _attributes(self, number: int, stat: Stat) -> bytes:
@@ -192,8 +200,10 @@ class Door:
         if offered & Init.INIT_EXT and len(request.body) >= abi.INIT_IN_EXT.size:
             offered |= abi.INIT_IN_EXT.unpack_from(request.body)[4] << 32
         self._flags = WANTED & Init(offered)
-        self.skips_opens = bool(offered & Init.NO_OPEN_SUPPORT) and self.tree.opens_do_nothing
-        # Files get exactly the modes asked for: see `_umask`.
+        self.skips_opens = self.tree.opens_skipped = (
+            bool(offered & Init.NO_OPEN_SUPPORT) and self.tree.opens_do_nothing
+        )
+        # Files get exactly the modes asked for: see `_masked`.
         os.umask(0)
         self.epoch = Epoch.on(self.device)
         self.tree.forgets_at_once = self.epoch is not None
@@ -238,28 +248,38 @@ class Door:
         """The bytes of a symlink."""
         return attributes.readlink(self.tree, request.node)
 
-    def _umask(self, umask: int) -> None:
-        # With DONT_MASK the kernel leaves the mode alone: the volume below knows whether a default
-        # ACL stands in for the umask. Without it the kernel has applied it and says zero.
-        if self._flags & Init.DONT_MASK:
-            os.umask(umask & 0o777)
+    @contextlib.contextmanager
+    def _masked(self, umask: int) -> Iterator[None]:
+        """Make files with the caller's umask; the server's own files have none.
+
+        With DONT_MASK the kernel leaves the mode alone: the volume below knows whether a default
+        ACL stands in for the umask. Without it the kernel has applied it already.
+        """
+        if not self._flags & Init.DONT_MASK:
+            yield
+            return
+        os.umask(umask & 0o777)
+        try:
+            yield
+        finally:
+            os.umask(0)
 
     def mknod(self, request: Request) -> bytes:
         """Make a fifo, a socket, a device or an empty regular file."""
         mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(request.body)
         name = request.name(abi.MKNOD_IN.size)
-        self._umask(umask)
         number = os.makedev((rdev >> 8) & 0xFFF, (rdev & 0xFF) | ((rdev >> 12) & 0xFFF00))
-        return self._entry(
-            mutations.mknod(self.tree, request.node, name, mode, number, request.caller)
-        )
+        with self._masked(umask):
+            made = mutations.mknod(self.tree, request.node, name, mode, number, request.caller)
+        return self._entry(made)
 
     def mkdir(self, request: Request) -> bytes:
         """Make a directory."""
         mode, umask = abi.MKDIR_IN.unpack_from(request.body)
         name = request.name(abi.MKDIR_IN.size)
-        self._umask(umask)
-        return self._entry(mutations.mkdir(self.tree, request.node, name, mode, request.caller))
+        with self._masked(umask):
+            made = mutations.mkdir(self.tree, request.node, name, mode, request.caller)
+        return self._entry(made)
 
     def symlink(self, request: Request) -> bytes:
         """Make a symlink."""
@@ -339,7 +359,9 @@ class Door:
         )
         handle = self._handles.get(fh) if valid & Attr.FH else None
         fd = handle.descriptor.fd if handle is not None and handle.writable else None
-        drop = bool(valid & Attr.KILL_SUIDGID)
+        # With nothing to change it is set-id bits and capabilities that have to go, before a write
+        # or by a chown that changes nothing.
+        drop = bool(valid & Attr.KILL_SUIDGID) or not valid & _CHANGES
         stat = attributes.setattr_(self.tree, request.node, changes, fd, drop_privileges=drop)
         return self._attributes(request.node, stat)
 
@@ -401,8 +423,10 @@ class Door:
         """Make a regular file and open it."""
         flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request.body)
         name = request.name(abi.CREATE_IN.size)
-        self._umask(umask)
-        handle, entry = mutations.create(self.tree, request.node, name, mode, flags, request.caller)
+        with self._masked(umask):
+            handle, entry = mutations.create(
+                self.tree, request.node, name, mode, flags, request.caller
+            )
         return self._entry(entry) + self._made(handle)
 
     def _made(self, handle: Handle) -> bytes:
@@ -416,10 +440,10 @@ class Door:
     def tmpfile(self, request: Request) -> bytes:
         """Make a regular file that has no name yet, and open it."""
         flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request.body)
-        self._umask(umask)
-        handle, entry = mutations.create_unnamed(
-            self.tree, request.node, mode, flags, request.caller
-        )
+        with self._masked(umask):
+            handle, entry = mutations.create_unnamed(
+                self.tree, request.node, mode, flags, request.caller
+            )
         return self._entry(entry) + self._made(handle)
 
     def read(self, request: Request) -> bytes:
@@ -435,6 +459,8 @@ class Door:
         if flags & abi.WRITE_KILL_SUIDGID:
             attributes.drop_set_id(handle.descriptor.fd)
         done = files.write(handle, offset, data)
+        if not fh:
+            self.served.written(request.node)
         if not fh and opened_with & os.O_DSYNC:
             # The descriptor in use was not opened with it; O_SYNC has the bit as well.
             files.sync(handle, data_only=opened_with & os.O_SYNC != os.O_SYNC)
@@ -466,7 +492,10 @@ class Door:
     def fallocate(self, request: Request) -> bytes:
         """Allocate space, punch holes, zero ranges."""
         fh, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(request.body)
-        linux.fallocate(self._handle(fh, request.node, True).descriptor.fd, mode, offset, length)
+        fd = self._handle(fh, request.node, writing=True).descriptor.fd
+        if request.caller.uid:
+            attributes.drop_set_id(fd)
+        linux.fallocate(fd, mode, offset, length)
         return b""
 
     def lseek(self, request: Request) -> bytes:
@@ -483,9 +512,12 @@ class Door:
         source, start, node, target, to, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(
             request.body
         )
+        into = self._handle(target, node, writing=True).descriptor.fd
+        if request.caller.uid:
+            attributes.drop_set_id(into)
         done = os.copy_file_range(
             self._handle(source, request.node).descriptor.fd,
-            self._handle(target, node, writing=True).descriptor.fd,
+            into,
             min(length, abi.LONGEST_COPY),
             start,
             to,
@@ -501,13 +533,13 @@ class Door:
             return abi.IOCTL_OUT.pack(0, 0, 0, 0) + struct.pack("=I", told)
         if command == attributes.FS_IOC_SETFLAGS:
             (wanted,) = struct.unpack_from("=I", value)
-            attributes.set_flags(self.tree, request.node, wanted)
+            attributes.set_flags(self.tree, request.node, wanted, request.caller)
             return abi.IOCTL_OUT.pack(0, 0, 0, 0)
         if command == attributes.FS_IOC_FSGETXATTR:
             extended = attributes.get_extended_flags(self.tree, request.node)
             return abi.IOCTL_OUT.pack(0, 0, 0, 0) + extended
         if command == attributes.FS_IOC_FSSETXATTR:
-            attributes.set_extended_flags(self.tree, request.node, bytes(value))
+            attributes.set_extended_flags(self.tree, request.node, bytes(value), request.caller)
             return abi.IOCTL_OUT.pack(0, 0, 0, 0)
         raise _error(errno.ENOTTY)
 
@@ -519,7 +551,10 @@ class Door:
         self._next += 1
         opened = listing.open_listing(self.tree, request.node, request.caller)
         self._listings[number] = opened
-        flags = Open.KEEP_CACHE | Open.CACHE_DIR if opened.lasting else Open(0)
+        flags = Open.CACHE_DIR if opened.lasting else Open(0)
+        if opened.same:
+            # Otherwise the kernel drops what it remembers: times can be set back.
+            flags |= Open.KEEP_CACHE
         return _pack_open(number, flags, 0)
 
     def readdir(self, request: Request) -> Reply:

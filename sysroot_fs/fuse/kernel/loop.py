@@ -26,7 +26,6 @@ from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
 from sysroot_fs.fuse.kernel.door import Door, Reply, Request
 from sysroot_fs.fuse.kernel.notices import Notices
-from sysroot_fs.tree.served import WRITER_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ _PAUSED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading the device may say of a request that was taken back meanwhile."""
 _MALFORMED: Final = (struct.error, OverflowError)
 """What comes of a request that is too short, or has a number that no call takes."""
-_SETTLING_MS: Final = math.ceil(1000 * WRITER_SECONDS)
 _WAITING: Final = 32
 """How many fsyncs may wait at once."""
 
@@ -84,6 +82,8 @@ class Loop:
     def run(self) -> None:
         """Serve until the mount is gone or `stop` is called."""
         device = self.door.device
+        # A request that is taken back after poll has told of it must not be waited for.
+        os.set_blocking(device, False)
         handlers = self.door.handlers()
         handlers[Opcode.FSYNC] = None
         counts = self.counts
@@ -100,11 +100,12 @@ class Loop:
         buffers = [buffer]
         served = self.door.served
         while True:
-            if served.writing:
-                events = wait(_SETTLING_MS)
-                served.settle()
-            else:
+            patience = served.patience()
+            if patience is None:
                 events = wait()
+            else:
+                events = wait(math.ceil(1000 * patience))
+                served.settle()
             if not events:
                 continue
             if events[0][0] == wake or len(events) > 1:
@@ -156,8 +157,12 @@ class Loop:
             os.writev(self.door.device, (head, reply))
         except OSError as error:
             # ENOENT: nobody waits any more. The others: the mount is gone.
-            if error.errno not in (errno.ENOENT, *_GONE):
-                log.error("a reply was not taken: %s", error)
+            if error.errno in (errno.ENOENT, *_GONE):
+                return
+            log.error("a reply of %d bytes was not taken: %s", len(reply), error)
+            if not code:
+                # Somebody waits for it.
+                self._reply(unique, errno.EIO, b"")
 
     def _forget(self) -> None:
         """Have the kernel forget what the tree says that it must, before it gets its answer."""

@@ -61,7 +61,7 @@ class Bench:
         self.mount = self.mounter(
             *self.setting.options, sysroot=self.setting.sysroot, host=self.setting.host
         )
-        self.mount.expects(r" ERROR sysroot_fs\.fuse\.door: \w+: \[Errno (5|103|107)\] ")
+        self.mount.expects(r" ERROR sysroot_fs\.fuse\.failures: \w+: \[Errno (5|103|107)\] ")
 
     def remount(self) -> None:
         """End the server in order and start the next one."""
