@@ -132,11 +132,17 @@ class Spot:
     kind: str
 
 
+def _new_directory(base: Path, prefix: str) -> Path:
+    # A fixture may be set up several times: where its parameters change, and come back.
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    made.chmod(0o755)
+    return made
+
+
 @pytest.fixture(scope="session")
 def stage(door: str, session_workplace: Path) -> Iterator[Mount]:
     """One mount on a plain volume for every test that needs no other options."""
-    work = session_workplace / f"stage-{door}"
-    work.mkdir()
+    work = _new_directory(session_workplace, f"stage-{door}-")
     mounter = Mounter(work)
     try:
         yield mounter()
@@ -173,8 +179,8 @@ def place(spot: Spot) -> Path:
 
 
 @pytest.fixture(scope="session", params=FOLDING)
-def volume(request: pytest.FixtureRequest, session_workplace: Path) -> Iterator[Volume]:
-    """A real volume of each kind that folds case."""
+def volume(request: pytest.FixtureRequest, door: str, session_workplace: Path) -> Iterator[Volume]:
+    """A real volume of each kind that folds case, for each door."""
     with open_volume(request.param, session_workplace / "volumes") as opened:
         yield opened
 
@@ -189,10 +195,9 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volumes]:
 
 
 @pytest.fixture(scope="session")
-def folding_stage(door: str, volume: Volume, session_workplace: Path) -> Iterator[Mount]:
+def folding_stage(volume: Volume, session_workplace: Path) -> Iterator[Mount]:
     """One mount of each folding volume."""
-    work = session_workplace / f"folding-{volume.kind}-{door}"
-    work.mkdir()
+    work = _new_directory(session_workplace, f"folding-{volume.kind}-")
     mounter = Mounter(work)
     sysroot = volume.path / "stage"
     try:

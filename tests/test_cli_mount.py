@@ -206,12 +206,19 @@ def test_not_empty(place: Place) -> None:
     assert is_mounted(place.mountpoint)
 
 
-def test_max_read(place: Place) -> None:
-    """max_read is accepted, does not break the mount, and is said to have no effect."""
-    result = place.mount("-o", "max_read=65536,fallback=none")
+@pytest.mark.parametrize("door", ["kernel", "pyfuse3"])
+def test_max_read(place: Place, door: str) -> None:
+    """max_read limits reads, or is said to have no effect."""
+    result = place.mount("-o", f"door={door},max_read=65536,fallback=none")
     assert result.status == 0
-    assert "note: max_read" in result.err
+    assert ("note: max_read" in result.err) == (door == "pyfuse3")
     assert (place.mountpoint / "hello").exists()
+    (options,) = [
+        line.split()[-1]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if line.split()[4] == str(place.mountpoint)
+    ]
+    assert ("max_read=65536" in options.split(",")) == (door == "kernel")
 
 
 def test_server_lets_go(place: Place) -> None:

@@ -308,18 +308,25 @@ def test_twins_of_many_deep_directories_share_descriptors(mounted: Mounter) -> N
 
 
 def _hold(path: Path, flags: int) -> tuple[list[int], int]:
-    """Descriptors of the files in *path*, opened over and over until that fails, and the errno."""
+    """Descriptors of the files in *path*, opened over and over until that fails, and the errno.
+
+    Zero where so many could be opened that none fails.
+    """
     held: list[int] = []
     names = os.listdir(path)
-    while True:
+    while len(held) < 2000:
         try:
             held.append(os.open(path / names[len(held) % len(names)], flags))
         except OSError as failure:
             return held, failure.errno or 0
+    return held, 0
 
 
-def test_open_files_leave_descriptors_for_others(mounted: Mounter) -> None:
-    """Whatever one guest holds open, names are found, made, listed and removed by the others."""
+def test_open_files_leave_descriptors_for_others(mounted: Mounter, door: str) -> None:
+    """Whatever one guest holds open, names are found, made, listed and removed by the others.
+
+    Where opens are skipped a file that is open costs the server nothing.
+    """
     mount = mounted(descriptors=256)
     for name in ("many", "other"):
         (mount.point / name).mkdir()
@@ -329,7 +336,7 @@ def test_open_files_leave_descriptors_for_others(mounted: Mounter) -> None:
     before = mount.descriptors()
     held, code = _hold(mount.point / "many", os.O_RDONLY)
     try:
-        assert code == errno.ENFILE
+        assert code == (errno.ENFILE if door == "pyfuse3" else 0)
         assert len(held) > 100
         assert code_of(os.unlink, mount.point / "many/0") in (0, errno.ENFILE)
         for number in range(100):
