@@ -158,6 +158,7 @@ class Inodes:
     _by_id: dict[int, Inode] = field(factory=dict, init=False)
     _by_key: dict[Key, Inode] = field(factory=dict, init=False)
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
+    _stranded: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
     _volumes: dict[tuple[Layer, int], int] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -267,6 +268,7 @@ class Inodes:
             if self._by_key.get(inode.key) is inode:
                 del self._by_key[inode.key]
             self._open.pop(inode, None)
+            self._stranded.pop(inode, None)
             inode.descriptor = None
             if self.dropped is not None:
                 self.dropped(inode)
@@ -386,9 +388,19 @@ class Inodes:
 
     def unpin(self, inode: Inode) -> None:
         """Its descriptor is one among the others again."""
+        self._stranded.pop(inode, None)
         if inode.pinned:
             inode.pinned = False
             self._keep(inode)
+
+    def strand(self, inode: Inode) -> None:
+        """The name by which the pinned *inode* was found is gone, and it has others.
+
+        It stays pinned until it is found by one of them, or too many are: it may be open.
+        """
+        self._stranded[inode] = None
+        while len(self._stranded) > max(4, self.limit // 4):
+            self.unpin(next(iter(self._stranded)))
 
     def pin(self, inode: Inode) -> None:
         """Hold the descriptor of *inode* whatever the bound: its name is about to go."""

@@ -259,7 +259,7 @@ def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
         return
     assert found is not None and found.stat is not None
     may_be_open = tree.opens_skipped and inode.kind == stat_module.S_IFREG
-    if inode.opened or may_be_open:
+    if inode.opened or (may_be_open and found.stat.nlink <= 1):
         # It stays pinned for as long as somebody has it open.
         tree.inodes.check_room()
     tree.inodes.pin(inode)
@@ -275,7 +275,9 @@ def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
     # Where the place identifies, the name was the last one: such volumes have no hard links.
     if inode.is_directory or not inode.stable or _is_gone(inode):
         tree.inodes.vanish(inode)
-    elif not may_be_open or (inode.parent, inode.stored) != (parent, found.stored):
+    elif may_be_open and (inode.parent, inode.stored) == (parent, found.stored):
+        tree.inodes.strand(inode)
+    else:
         tree.inodes.unpin(inode)
 
 
