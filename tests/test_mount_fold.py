@@ -655,3 +655,20 @@ def test_replacing_anothers_file_in_a_sticky_directory_is_refused(room: Room) ->
     assert in_child(attack, uid=USER, gid=USER) in (errno.EPERM, errno.EACCES)
     assert (shared / "Victim").read_text() == "root's"
     assert (own / "victim").read_text() == "mine"
+
+
+def test_what_is_mounted_on_it_stays(mounted: Mounter) -> None:
+    """A name that appears in one spelling, remembered as absent in another, takes no mount down."""
+    mount = mounted("lookup=fold")
+    (mount.point / "sdk").mkdir()
+    assert code_of(os.stat, mount.point / "sdk/NAME") == errno.ENOENT
+    subprocess.run(["mount", "--bind", "/proc", mount.point / "proc"], check=True)
+    try:
+        for number in range(3):
+            for spelling in (f"NAME{number}", f"Name{number}"):
+                assert code_of(os.stat, mount.point / "sdk" / spelling) == errno.ENOENT
+            (mount.point / f"sdk/name{number}").touch()
+            wait_until((mount.point / f"sdk/NAME{number}").exists)
+            assert (mount.point / "proc/self/stat").exists()
+    finally:
+        subprocess.run(["umount", "-l", mount.point / "proc"], check=True)

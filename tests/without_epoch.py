@@ -8,5 +8,5 @@ from sysroot_fs.cli import main
 from sysroot_fs.fuse.epoch import Epoch
 
 if __name__ == "__main__":
-    Epoch.on = classmethod(lambda cls, fd: None)  # type: ignore[assignment, method-assign]
+    Epoch.on = classmethod(lambda cls, fd, mountpoint: None)  # type: ignore[assignment, method-assign]
     sys.exit(main())

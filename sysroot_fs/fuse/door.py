@@ -80,8 +80,11 @@ class Door(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, tree: Tree, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, tree: Tree, ready: Callable[[], None], mountpoint: bytes | None = None
+    ) -> None:
         super().__init__()
+        self._mountpoint = mountpoint
         self._epoch: Epoch | None = None
         self._owners = Owners.here()
         self.tree = tree
@@ -127,8 +130,11 @@ class Door(pyfuse3.Operations):
         """Have the kernel forget what the tree says that it must."""
         forgotten = self.tree.forgotten
         if self._epoch is not None:
-            forgotten.clear()
-            self._epoch.begin()
+            if self._epoch.begin():
+                forgotten.clear()
+            else:
+                # From now on less is remembered; what was is forgotten a moment later.
+                self._epoch, self.tree.forgets_at_once = None, False
         while forgotten:
             parent, name = forgotten.pop()
             # From a thread of the binding: the kernel holds the directory while a request lasts.
@@ -338,6 +344,7 @@ class Door(pyfuse3.Operations):
         # Files get exactly the modes asked for: the guest's kernel has applied its umask.
         os.umask(0)
         self.negotiated = True
-        self._epoch = Epoch.of_this_process()
+        if self._mountpoint is not None:
+            self._epoch = Epoch.of_this_process(self._mountpoint)
         self.tree.forgets_at_once = self._epoch is not None
         self._ready()

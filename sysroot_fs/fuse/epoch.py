@@ -4,6 +4,9 @@ The usual notifications take one name away under its directory's lock, which the
 it waits for the very request that makes the notification necessary: they come late. A new epoch
 (FUSE_NOTIFY_INC_EPOCH, Linux 6.16) makes all names older than it be asked for once more, can be
 sent before the request is answered, and costs 4 us; the binding has no call for it.
+
+It also takes down whatever is mounted on one of these names. So there are epochs only while nothing
+is, and none in a run, which always has mounts of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import struct
 from typing import Final, Self, final
 
 from attrs import frozen
+
+from sysroot_fs.fuse import submounts
 
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # length, code (an error otherwise), request (none)
 _INC_EPOCH: Final = 8
@@ -28,9 +33,11 @@ class Epoch:
     """The kernel's epoch of one mount; *fd* is the descriptor of /dev/fuse that serves it."""
 
     fd: int
+    mount: bytes
+    """The device of the mount, see `submounts.device_at`."""
 
     @classmethod
-    def of_this_process(cls) -> Self | None:
+    def of_this_process(cls, mountpoint: bytes) -> Self | None:
         """That of the only mount that this process serves, None where the kernel has none."""
         found = []
         for name in os.listdir("/proc/self/fd"):
@@ -40,20 +47,32 @@ class Epoch:
                 continue  # the listing's own
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == _DEVICE:
                 found.append(int(name))
-        return cls.on(found[0]) if len(found) == 1 else None
+        return cls.on(found[0], mountpoint) if len(found) == 1 else None
 
     @classmethod
-    def on(cls, fd: int) -> Self | None:
-        """That of the mount that *fd* serves, None where the kernel has none."""
-        epoch = cls(fd)
+    def on(cls, fd: int, mountpoint: bytes) -> Self | None:
+        """That of the mount at *mountpoint* that *fd* serves, None where the kernel has none."""
+        mount = submounts.device_at(mountpoint)
+        if mount is None:
+            return None
+        epoch = cls(fd, mount)
         try:
-            epoch.begin()
+            epoch._begin()
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
                 return None
             raise
         return epoch
 
-    def begin(self) -> None:
-        """Begin a new one: what the kernel remembers of names is asked for again when needed."""
+    def begin(self) -> bool:
+        """Begin a new one: what the kernel remembers of names is asked for again when needed.
+
+        False where something is mounted on the tree: then it is not begun.
+        """
+        if submounts.is_mounted_on(self.mount):
+            return False
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
         os.write(self.fd, _NEW_EPOCH)

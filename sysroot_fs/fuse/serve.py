@@ -66,7 +66,7 @@ def serve(
     # A signal between the mount and its handler would kill the server and leave a dead mount.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
-        door = Door(tree, ready)
+        door = Door(tree, ready, None if options is None else os.path.realpath(mountpoint))
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
             pyfuse3.init(door, os.fsdecode(mountpoint), words)
     except BaseException:

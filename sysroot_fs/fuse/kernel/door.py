@@ -105,7 +105,8 @@ class Door:
     tree: Tree
     device: int
     ready: Callable[[], None]
-    max_read: int | None = None
+    mountpoint: bytes | None = None
+    """Where it is mounted; None for a mount that somebody else has made."""
     served: Served = field(init=False)
     skips_opens: bool = field(default=False, init=False)
     """Whether the kernel opens files without asking; then reads and writes name an inode."""
@@ -205,7 +206,7 @@ class Door:
         )
         # Files get exactly the modes asked for: see `_masked`.
         os.umask(0)
-        self.epoch = Epoch.on(self.device)
+        self.epoch = None if self.mountpoint is None else Epoch.on(self.device, self.mountpoint)
         self.tree.forgets_at_once = self.epoch is not None
         self.negotiated = True
         self.ready()

@@ -169,8 +169,11 @@ class Loop:
         forgotten = self.door.tree.forgotten
         epoch = self.door.epoch
         if epoch is not None:
-            forgotten.clear()
-            epoch.begin()
+            if epoch.begin():
+                forgotten.clear()
+            else:
+                # From now on less is remembered; what was is forgotten a moment later.
+                self.door.epoch, self.door.tree.forgets_at_once = None, False
         while forgotten:
             # By another thread: the kernel holds the directory while a request lasts.
             self._notices.entry(*forgotten.pop())

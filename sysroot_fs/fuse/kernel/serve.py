@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from typing import Final
@@ -35,6 +36,8 @@ def serve(
     where it cannot be mounted, RuntimeError where fusermount3 refuses (it has said why on standard
     error) or the kernel's protocol is not ours.
     """
+    # Not later: nobody would answer.
+    real = None if options is None else os.path.realpath(mountpoint)
     # A signal between the mount and its handler would kill the server and leave a dead mount.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -46,7 +49,7 @@ def serve(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
     ended_by: list[signal.Signals] = []
-    door = Door(tree, mounted.device, ready)
+    door = Door(tree, mounted.device, ready, real)
     loop = Loop(door, debug)
     try:
         trio.run(_main, loop, mounted, ended_by)
