@@ -21,6 +21,8 @@ from tests.matrix.turmoil import again_and_again, attempt, swap
 
 _LINKS: Final = frozenset({"symlinks"})
 _CLIMB: Final = "../" * 30
+_PATIENCE: Final = 15.0
+"""Seconds until a guest has met its victim, of which a link takes the place half of the time."""
 
 
 def _targets(stage: Stage, what: str) -> list[str]:
@@ -84,11 +86,14 @@ def _use_file(path: Path) -> list[Callable[[], object]]:
     ]
 
 
-def _go_on(works: list[Callable[[], object]], seconds: float) -> int:
-    """Call them in turn for so long; how often one of them worked."""
+def _go_on(works: list[Callable[[], object]], seconds: float, patience: float) -> int:
+    """Call them in turn for so long; how often one of them worked.
+
+    Where none has, they get *patience* seconds more for one that does.
+    """
     worked = 0
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end + (0.0 if worked else patience):
         for work in works:
             with contextlib.suppress(OSError):
                 work()
@@ -123,13 +128,16 @@ def _swapped(
     work = functools.partial(disturb, lower)
     if not below:
         work = functools.partial(_disturb_inside, disturb, point, guest)
+    # Where names are remembered for long, what changed below is not looked at again; by default
+    # one that was a link is taken for it as long as the item runs.
+    remembers = below and stage.setting.cell.mode == "long"
+    patience = 0.0 if remembers else _PATIENCE
     with again_and_again(work):
         users = [
-            stage.guest(lambda: _go_on(use(guest / "victim"), stage.seconds)) for _ in range(2)
+            stage.guest(lambda: _go_on(use(guest / "victim"), stage.seconds, patience))
+            for _ in range(2)
         ]
         worked = sum(user.result() for user in users)
-    # Where names are remembered for long, what changed below is not looked at again.
-    remembers = below and stage.setting.cell.mode == "long"
     assert worked or remembers, "no call of the guest ever met its victim"
     kinds = {stat.S_IFMT(path.lstat().st_mode) for path in lower.iterdir()}
     assert stat.S_IFLNK in kinds, "the links are gone"

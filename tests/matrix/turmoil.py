@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
+import mmap
 import os
+import select
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from sidecar import linux
-from tests.children import code_of
+from tests.children import Child, code_of, start_child
 
 __all__ = ["PASSING", "again_and_again", "attempt", "exchange", "swap", "wait_until"]
 
@@ -32,35 +36,53 @@ PASSING: Final = frozenset({
 def again_and_again(*works: Callable[[], object]) -> Iterator[None]:
     """Each of *works* is repeated by a process of its own, until the end of the block.
 
-    What it raises with an errno of `PASSING` is nothing; anything else ends it, and is raised at
-    the end as an AssertionError.
+    The block begins when each has worked once. What it raises with an errno of `PASSING` is a round
+    that did not work; anything else ends it, and is told at the end by an AssertionError. So is
+    that not one round worked in the block.
     """
-    pids = [_repeat(work) for work in works]
+    counts = memoryview(mmap.mmap(-1, 8 * len(works))).cast("Q")
+    children = [
+        start_child(functools.partial(_repeat, work, counts, number))
+        for number, work in enumerate(works)
+    ]
+    wait_until(lambda: all(counts) or any(map(_has_ended, children)))
+    before = list(counts)
     try:
         yield
     finally:
-        ended = []
-        for pid in pids:
-            gone, status = os.waitpid(pid, os.WNOHANG)
-            if gone:
-                ended.append(os.waitstatus_to_exitcode(status))
-                continue
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    assert not ended, f"a process that disturbs has ended: {list(map(os.strerror, ended))}"
+        worked = [after - first for after, first in zip(counts, before, strict=True)]
+        said = [words for child in children if (words := _ended(child))]
+        assert not said, f"a process that disturbs has ended: {said[0]}"
+    assert all(worked), f"a process that disturbs has not disturbed once: {worked} rounds worked"
 
 
-def _repeat(work: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 255
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        while code == 255:
-            code = attempt(work) or 255
-    finally:
-        os._exit(code)
+def _repeat(work: Callable[[], object], counts: memoryview, number: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    while True:
+        try:
+            work()
+        except OSError as failure:
+            if failure.errno not in PASSING:
+                raise
+        else:
+            counts[number] += 1
+
+
+def _has_ended(child: Child) -> bool:
+    return bool(select.select([child.pipe], [], [], 0)[0])
+
+
+def _ended(child: Child) -> str:
+    """End a process that disturbs; why it has ended by itself, if it has."""
+    if _has_ended(child):
+        try:
+            child.result()
+        except Exception as failure:
+            return "".join(traceback.format_exception(failure))
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    os.close(child.pipe)
+    return ""
 
 
 def attempt(work: Callable[[], object]) -> int:
