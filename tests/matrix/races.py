@@ -10,7 +10,7 @@ import errno
 import functools
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -194,6 +194,7 @@ def renames_onto_one_name(stage: Stage) -> None:
     forgets = "removed-directories" in stage.lacks
 
     def read() -> int:
+        whole = 0
         for _ in range(_rounds(stage) * 3):
             try:
                 content = (stage.point / "target").read_text()
@@ -202,9 +203,11 @@ def renames_onto_one_name(stage: Stage) -> None:
                     continue
                 raise
             assert len(content) == 100 and len(set(content)) == 1, content
-        return 0
+            whole += 1
+        return whole
 
-    together(*(functools.partial(move, who) for who in range(3)), read)
+    *_, whole = together(*(functools.partial(move, who) for who in range(3)), read)
+    assert whole, "every read was of a name that was replaced meanwhile"
     assert os.listdir(stage.point) == ["target"]
     settled(stage)
 
@@ -341,6 +344,7 @@ def removal_against_creation(stage: Stage) -> None:
     assert set(codes[0]) <= {*gone, errno.ENOTEMPTY, errno.EEXIST}, codes
     assert all(set(some) <= {*gone, errno.EEXIST} for some in codes[1:]), codes
     assert codes[0][0]
+    assert any(some[0] for some in codes[1:]), f"nothing was ever made in it: {codes}"
     settled(stage)
 
 
@@ -377,11 +381,10 @@ def listings_meanwhile(stage: Stage) -> None:
         (stage.point / name).write_text(name)
 
     def disturb(who: int) -> None:
-        for number in range(5):
-            path = stage.point / f"moving-{who}-{number}"
-            path.write_text("")
-            os.rename(path, stage.point / f"MOVING-{who}-{number}")
-            os.unlink(stage.point / f"MOVING-{who}-{number}")
+        path, moved = (stage.point / f"{name}-{who}" for name in ("moving", "MOVING"))
+        path.write_text("")
+        os.rename(path, moved)
+        os.unlink(moved)
 
     with again_and_again(*(functools.partial(disturb, who) for who in range(3))):
         end = time.monotonic() + stage.seconds
@@ -430,21 +433,35 @@ def two_mounts_renaming(stage: Stage) -> None:
         (points[0] / f"name-{number}").write_text(str(number))
     _forget_all(stage)
 
-    def change(who: int) -> list[int]:
-        removed = []
+    def rename(who: int) -> dict[int, set[int]]:
+        """The numbers of the names that it was tried with, by errno."""
+        codes: dict[int, set[int]] = defaultdict(set)
         for number in range(count):
-            old, new = f"name-{number}", f"{'NAME' if who % 2 else 'Name'}-{number}"
-            if who < 2:
-                code_of(os.rename, points[who] / old, points[who] / new)
-            else:
-                for name in (old, f"Name-{number}", f"NAME-{number}"):
-                    if code_of(os.unlink, points[who % 2] / name) == 0:
-                        removed.append(number)
-                        break
-        return removed
+            new = f"{'NAME' if who % 2 else 'Name'}-{number}"
+            code = code_of(os.rename, points[who] / f"name-{number}", points[who] / new)
+            codes[code].add(number)
+        return codes
 
-    removed = together(*(functools.partial(change, who) for who in range(_PROCESSES)))
-    gone = Counter(number for numbers in removed for number in numbers)
+    def remove(who: int) -> dict[int, set[int]]:
+        codes: dict[int, set[int]] = defaultdict(set)
+        for number in range(count):
+            if number % 3 == 0:
+                continue  # there is something left to rename, whoever is faster
+            for spelling in ("name", "Name", "NAME"):
+                code = code_of(os.unlink, points[who] / f"{spelling}-{number}")
+                codes[code].add(number)
+                if code == 0:
+                    break
+        return codes
+
+    tried = together(
+        *(functools.partial(work, who) for work in (rename, remove) for who in range(2))
+    )
+    renamed, removed = tried[:2], tried[2:]
+    for what, codes in (("rename", renamed), ("unlink", removed)):
+        assert all(set(some) <= _GONE for some in codes), f"{what}: {codes}"
+        assert any(some[0] for some in codes), f"no {what} has worked: {codes}"
+    gone = Counter(number for some in removed for number in some[0])
     assert not [number for number, times in gone.items() if times > 1], "removed twice"
     stage.remount()
     left = [(stage.point / name).read_text() for name in os.listdir(stage.point)]
