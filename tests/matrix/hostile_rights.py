@@ -98,20 +98,16 @@ def _differences(expected: object, bare: object, got: object) -> list[str]:
     ]
 
 
-def _look(with_setgid: bool = True) -> Callable[[Path], dict[str, object]]:
-    def state(top: Path) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for path in sorted(top.rglob("*")):
-            seen = path.lstat()
-            mode = seen.st_mode if with_setgid else seen.st_mode & ~stat.S_ISGID
-            is_directory = stat.S_ISDIR(mode)
-            found[f"mode of {path}"] = oct(mode)
-            found[f"owners of {path}"] = (seen.st_uid, seen.st_gid)
-            found[f"links of {path}"] = None if is_directory else f"{seen.st_nlink} links"
-            found[f"content of {path}"] = path.read_bytes() if stat.S_ISREG(mode) else b""
-        return found
-
-    return state
+def _look(top: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in sorted(top.rglob("*")):
+        seen = path.lstat()
+        is_directory = stat.S_ISDIR(seen.st_mode)
+        found[f"mode of {path}"] = oct(seen.st_mode)
+        found[f"owners of {path}"] = (seen.st_uid, seen.st_gid)
+        found[f"links of {path}"] = None if is_directory else f"{seen.st_nlink} links"
+        found[f"content of {path}"] = path.read_bytes() if stat.S_ISREG(seen.st_mode) else b""
+    return found
 
 
 def _build(directories: Sequence[tuple[int, int, int]]) -> Callable[[Path], None]:
@@ -213,8 +209,7 @@ def _attack(top: Path) -> dict[str, int]:
 def rights_of_names_and_files(stage: Stage) -> None:
     """Every call on every kind of file, in directories open, shut, sticky and of groups."""
     directories = _DIRECTORIES[::3] if stage.cut else _DIRECTORIES
-    look = _look("setgid-kept" not in stage.lacks)
-    _compare(stage, [(_ROOT, _build(directories)), (_ME, _attack), (_ROOT, look)])
+    _compare(stage, [(_ROOT, _build(directories)), (_ME, _attack), (_ROOT, _look)])
 
 
 def rights_of_open_files(stage: Stage) -> None:
@@ -308,7 +303,7 @@ def rights_of_attributes(stage: Stage) -> None:
             codes[f"secret {place}"] = code_of(os.getxattr, top / place, "trusted.secret")
         return codes
 
-    _compare(stage, [(_ROOT, build), (_ME, attack), (_ROOT, _look())])
+    _compare(stage, [(_ROOT, build), (_ME, attack), (_ROOT, _look)])
 
 
 def rights_of_the_new(stage: Stage) -> None:
@@ -343,9 +338,7 @@ def rights_of_the_new(stage: Stage) -> None:
             unix.close()
         return done
 
-    kept = "setgid-kept" not in stage.lacks
-    steps: list[Step] = [(_ROOT, build), (_ME, attack), (_ROOT, _look(kept))]
-    _compare(stage, steps)
+    _compare(stage, [(_ROOT, build), (_ME, attack), (_ROOT, _look)])
 
 
 def root_of_others(stage: Stage) -> None:
@@ -368,7 +361,7 @@ def root_of_others(stage: Stage) -> None:
             codes["entered"] = 1
         return codes
 
-    _compare(stage, [(_ROOT, build), (_ME, attack), (_ROOT, _look())])
+    _compare(stage, [(_ROOT, build), (_ME, attack), (_ROOT, _look)])
 
 
 ACTIONS: Final = (
