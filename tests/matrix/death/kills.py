@@ -66,13 +66,15 @@ def of_family(bench: Bench, family: str) -> list[Mutation]:
 def check_kills(bench: Bench, family: str, seed: int) -> list[str]:
     """Kill the server before each change that each mutation makes; words of what went wrong.
 
-    In the cut that is one change of two mutations. Raises `Lacking`.
+    In the cut that is one change of two mutations. That it was never killed is wrong as well.
+    Raises `Lacking`.
     """
     chance = random.Random(seed)
     mutations = of_family(bench, family)
     if bench.setting.cut:
         mutations = chance.sample(mutations, min(2, len(mutations)))
     words = []
+    met = 0
     for mutation in mutations:
         top = bench.mount.point / bench.prepared(mutation)
         with bench.patience(), traced(bench.mount.process.pid, bench.work / "trace") as calls:
@@ -81,23 +83,27 @@ def check_kills(bench: Bench, family: str, seed: int) -> list[str]:
             raise error
         moments = [call for call in calls if changes(call)]
         for moment in [chance.choice(moments)] if bench.setting.cut else moments:
-            wrong = _kill(bench, mutation, moment)
+            wrong, was_met = _kill(bench, mutation, moment)
             words += [f"{mutation.name}, killed before {moment}: {word}" for word in wrong]
+            met += was_met
+    if not met:
+        words.append("no server was killed: none has made a call as it did when it was traced")
     return words
 
 
-def _kill(bench: Bench, mutation: Mutation, moment: Call) -> list[str]:
+def _kill(bench: Bench, mutation: Mutation, moment: Call) -> tuple[list[str], bool]:
+    """Words of what went wrong, and whether the server was killed at that moment."""
     where = bench.prepared(mutation)
     server = bench.mount.process
     with bench.patience(), killed_at(server.pid, bench.work / "trace", moment):
         done, error = walked(mutation, bench.mount.point / where)
-    if server.poll() is None:
-        # The call was not made this time: a thread more, a request less. Nothing is lost by it.
-        server.kill()
+    was_met = server.poll() == -signal.SIGKILL
+    # Else the call was not made this time: a thread more, a request less. Nothing is lost by it.
+    server.kill()
     server.wait()
     bench.mount.kill()
     bench.mount_again()
-    return _judged(bench, mutation, where, done, over=error is None)
+    return _judged(bench, mutation, where, done, over=error is None), was_met
 
 
 def _judged(bench: Bench, mutation: Mutation, where: str, done: int, over: bool) -> list[str]:

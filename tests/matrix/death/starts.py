@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["check_start"]
 
 _MOMENTS: Final = 25
 _HOURS: Final = 3 * 3600
+_SAID: Final = 500
+"""How many characters of its last words are told."""
 
 
 def check_start(bench: Bench, seed: int) -> list[str]:
@@ -36,8 +39,9 @@ def check_start(bench: Bench, seed: int) -> list[str]:
     words = []
     for moment in chosen:
         ended, _ = launched(command, bench.work / "trace", killed_before=moment)
-        if ended.returncode == 0:
-            words.append(f"{moment} was not met")
+        if ended.returncode != -signal.SIGKILL:
+            said = ended.stderr[-_SAID:]
+            words.append(f"{moment} was not met: it ended with {ended.returncode}: {said}")
         words += [f"killed before {moment}: {word}" for word in _wrong(bench)]
     return words
 
