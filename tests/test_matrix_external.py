@@ -157,6 +157,10 @@ def test_tests_can_write_their_directory_and_nothing_else(tmp_path: Path) -> Non
         cd "$1" && echo yes >file && mkdir -p point && mount -t tmpfs tmpfs point || exit 1
         echo no >"$2/file" && exit 2
         mkdir /dev/shm/mine || exit 3
+        test -w /proc/sys/kernel/hostname && exit 4
+        for point in $(cut -d' ' -f2 /proc/mounts | grep ^/sys); do
+            test -w "$point" && exit 5
+        done
         sleep 1000 &
         test "$$" != 1 && echo well
     """

@@ -1,7 +1,9 @@
 """A place in which other people's tests may be root: they can write one directory and no other.
 
-Everything else is read-only and what others have mounted is gone; mounts, processes, the host name
-and shared memory are private to each program that is run. Nothing of it remains.
+Everything else is read-only, the kernel's settings in /sys and /proc/sys as well, and what others
+have mounted is gone; mounts, processes, the host name and shared memory are private to each program
+that is run. Nothing of it remains. But /dev is the machine's: tests need its terminals, and who is
+root can write what its devices are.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
     point=$(printf %b. "$name")
     point=${point%.}
     case $point in
-        "$top"|/proc|/proc/*|/sys|/sys/*|/dev|/dev/*) continue ;;
+        "$top"|/proc|/proc/*|/dev|/dev/*) continue ;;
+        /sys|/sys/*) mount -o remount,bind,ro "$point"; continue ;;
     esac
     case $top/ in
         "${point%/}"/*) mount -o remount,bind,ro "$point" ;;
@@ -37,10 +40,12 @@ exec cat
 """
 
 # A program is not process 1 itself: that one ignores the signals that it does not expect.
-_ALONE: Final = shlex.split(
-    "unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc -- sh -c"
-    """ 'mount -t tmpfs tmpfs /dev/shm && "$@"; exit $?' -"""
-)
+_INIT: Final = """
+mount -t tmpfs tmpfs /dev/shm && mount -o bind,ro /proc/sys /proc/sys && "$@"
+exit $?
+"""
+_UNSHARE: Final = "unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc --"
+_ALONE: Final = (*shlex.split(_UNSHARE), "sh", "-c", _INIT, "-")
 
 
 @contextlib.contextmanager
