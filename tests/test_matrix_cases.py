@@ -23,6 +23,7 @@ from tests.matrix.cases import (
     reason,
     run_cases,
 )
+from tests.matrix.lines import excuse
 from tests.runs import RUN, Guest
 
 _HELD = Outcome(0, b"one\ntwo\n", b"", (Entry(b"f", "file", 0o644, 0, 0, 3, 1, b"", "abc"),))
@@ -177,6 +178,25 @@ def test_reason() -> None:
     case = Case("x", "ln", "ln -s a b", frozenset({"symlinks"}))
     assert reason(case, frozenset({"modes"})) is None
     assert reason(case, frozenset({"symlinks", "modes"})) == "the volume has no symbolic links"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trouble": ("ran out of time",)},
+        {"status": 139},
+        {"err": b"cp: f: Input/output error\n"},
+        {"out": b"f: Transport endpoint is not connected\n"},
+    ],
+)
+def test_what_no_volume_excuses(change: dict[str, Any]) -> None:
+    """A line that hangs, is killed or meets an I/O error fails, whatever the volume lacks."""
+    case = Case("x", "ln", "ln -s a b", frozenset({"symlinks"}))
+    lacks = frozenset({"symlinks"})
+    assert excuse(case, _HELD, attrs.evolve(_HELD, status=1), lacks)
+    assert excuse(case, _HELD, attrs.evolve(_HELD, **change), lacks) is None
+    killed = attrs.evolve(_HELD, status=139)
+    assert excuse(case, killed, attrs.evolve(killed, tree=()), lacks)
 
 
 @pytest.mark.parametrize(

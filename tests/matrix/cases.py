@@ -70,6 +70,11 @@ NEEDS: Final = {
 FILE_BYTES: Final = 1 << 30
 """The size that no file of a case may pass: a case that writes for ever must not fill the disk."""
 
+# A machine that does other things as well is slow: what is tested is not how fast it is.
+# Seconds for a case, and for all of a batch.
+_LIMIT: Final = 60.0
+_PATIENCE: Final = 560.0
+
 _STREAM: Final = ("out", "err", "late", "stat", "links", "sums", "trouble")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]*")
 _KINDS: Final = {
@@ -226,8 +231,8 @@ def run_cases(
     guest_dir: str,
     *,
     outside: Path | None = None,
-    limit: float = 10.0,
-    patience: float = 300.0,
+    limit: float = _LIMIT,
+    patience: float = _PATIENCE,
 ) -> dict[str, Outcome]:
     """Run *cases* in one guest process; the outcomes by name.
 

@@ -237,6 +237,8 @@ def _described(path: bytes, modes: bool) -> str:
 def _differences(item: Item, got: Outcome, setting: Setting) -> list[str]:
     expected = item.elsewhere.get(setting.cell.volume, item.after)
     words = [*got.trouble]
+    if got.status:
+        words.append(f"exit status {got.status}, expected 0")
     said = got.out.decode(errors="replace").split()
     if said != expected.says.split():
         words.append(f"it says {' '.join(said)!r}, expected {' '.join(expected.says.split())!r}")

@@ -88,7 +88,7 @@ env cat a; echo " $?"; nice cat e/b; echo " $?"; env -C $PWD ls d; stat -c %s c;
             "Where the sysroot has a file, nothing is below it, whatever the host has there.",
             "p=one",
             "p/x=other",
-            "see p p/x; try ls p/x; [ -d p ] && echo directory",
+            "see p p/x; try ls p/x; [ ! -d p ] || echo directory",
             After("one absent no"),
         ),
         "A directory of the sysroot is one although the host has a file.",
