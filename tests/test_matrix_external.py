@@ -42,10 +42,16 @@ def test_a_list_of_differences() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["zfs sysroot cp.tests", "= so\nnvme sysroot cp.tests", "= so\nzfs attic cp.tests"]
+    "text",
+    [
+        "zfs sysroot cp.tests",
+        "= so\nnvme sysroot cp.tests",
+        "= so\nzfs attic cp.tests",
+        "= so\nplain uclibc cp.tests",
+    ],
 )
 def test_a_line_that_says_nothing_is_refused(text: str) -> None:
-    """No reason, no such volume, no such place."""
+    """No reason, no such volume, no such place, no such guest."""
     with pytest.raises(ValueError, match="line"):
         parse_list(text)
 
@@ -58,11 +64,31 @@ def test_lists_name_what_exists(suite: str) -> None:
 
 
 def test_what_is_alike_has_passed() -> None:
-    """Passed is what passes in both; what passes in neither is skipped with its words."""
-    alike = {"a": PASS, "b": FAIL}
+    """Passed is what passes in both; what skips itself is skipped with its words."""
+    alike = {"a": PASS, "b": Outcome({"": "SKIP"}, {"": ["no wings"]})}
     tally = judge(CELL, alike, alike, [])
     assert (tally.passed, dict(tally.failures)) == (1, {})
-    assert dict(tally.skipped) == {"b": "FAIL in a plain directory too: it fell"}
+    assert dict(tally.skipped) == {"b": "SKIP in a plain directory too: no wings"}
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "ERROR", "nothing", "nothing within 9 s"])
+def test_what_fails_in_a_plain_directory_is_listed_or_a_failure(verdict: str) -> None:
+    """It would be alike on a mount that is broken; the line is for the guests it names."""
+    alike = {"fly.tests": Outcome({"": verdict}, {"": ["it fell"]})}
+    words = [f"{verdict}, in a plain directory already", "it fell"]
+    assert judge(CELL, alike, alike, []).failures == {"fly.tests": words}
+    tally = judge(CELL, alike, alike, parse_list("= no wings\nplain musl fly.tests\n"))
+    assert (dict(tally.failures), dict(tally.skipped)) == ({}, {"fly.tests": "no wings"})
+    elsewhere = parse_list("= no wings\nplain glibc fly.tests\n")
+    assert judge(CELL, alike, alike, elsewhere).failures == {"fly.tests": words}
+
+
+def test_a_line_for_what_no_longer_fails_plainly_is_a_failure() -> None:
+    """Unless it depends on the machine."""
+    good = {"fly.tests": PASS}
+    tally = judge(CELL, good, good, parse_list("= no wings\nplain all fly.tests\n"))
+    assert list(tally.failures) == ["fly.tests"]
+    assert judge(CELL, good, good, parse_list("~ wind\nplain all fly.tests\n")).passed == 1
 
 
 def test_what_differs_has_failed_in_its_own_words() -> None:

@@ -5,8 +5,11 @@ the reason:
 
     = the reason, for the lines below it
     VOLUME[+VOLUME..] PLACE[+PLACE..] ITEM[: CASE]
+    plain GUEST[+GUEST..] ITEM[: CASE]
 
-``all`` stands for every volume or place. A list may only become shorter: a line for what does not
+``all`` stands for every volume, place or guest. What neither passes nor is skipped in the plain
+directory tells nothing about a mount: it has failed as well, unless a line with ``plain`` gives the
+reason. A list may only become shorter: a line for what does not
 differ any more is a failure itself. Where the reason is that of a race, which may be won, it stands
 behind ``~`` instead of ``=``, and what does not differ is no failure.
 """
@@ -19,11 +22,13 @@ from typing import Final
 
 import attrs
 
-from tests.matrix.suite import PLACES, VOLUMES, Cell, Tally
+from tests.matrix.suite import GUESTS, PLACES, VOLUMES, Cell, Tally
 
 __all__ = ["Difference", "Outcome", "judge", "parse_list", "read_list"]
 
 _LISTS: Final = Path(__file__).with_name("differences")
+_GUESTS: Final = (*GUESTS, "-")
+_SKIPS: Final = ("SKIP", "SKIPPED", "UNTESTED")
 
 
 @attrs.frozen
@@ -39,7 +44,10 @@ class Outcome:
 
 @attrs.frozen
 class Difference:
-    """A case of an item that differs on some volumes in some places, and why; perhaps `always`."""
+    """A case of an item that differs on some volumes in some places, and why; perhaps `always`.
+
+    Or it fails in the `plain` directory, run by some guests.
+    """
 
     volumes: frozenset[str]
     places: frozenset[str]
@@ -47,10 +55,13 @@ class Difference:
     case: str
     reason: str
     always: bool
+    guests: frozenset[str] = frozenset(_GUESTS)
+    plain: bool = False
 
     def covers(self, cell: Cell) -> bool:
         """Whether it is about *cell*."""
-        return cell.volume in self.volumes and cell.place in self.places
+        where = cell.volume in self.volumes and cell.place in self.places
+        return where and cell.guest in self.guests
 
 
 def read_list(suite: str) -> list[Difference]:
@@ -66,11 +77,21 @@ def parse_list(text: str) -> list[Difference]:
         if line.startswith(("= ", "~ ")):
             sign, _, reason = line.partition(" ")
         elif line and not line.startswith("#"):
-            volumes, places, what = line.split(" ", 2)
+            where, who, what = line.split(" ", 2)
             item, _, case = what.partition(": ")
-            where = _set(volumes, VOLUMES), _set(places, PLACES)
-            one = Difference(*where, item, case, reason, always=sign == "=")
-            if not (reason and one.volumes <= {*VOLUMES} and one.places <= {*PLACES}):
+            plain = where == "plain"
+            one = Difference(
+                volumes=_set("all" if plain else where, VOLUMES),
+                places=_set("all" if plain else who, PLACES),
+                item=item,
+                case=case,
+                reason=reason,
+                always=sign == "=",
+                guests=_set(who if plain else "all", _GUESTS),
+                plain=plain,
+            )
+            known = one.volumes <= {*VOLUMES} and one.places <= {*PLACES}
+            if not (reason and known and one.guests <= {*_GUESTS}):
                 raise ValueError(f"line {number} of a list of differences: {line}")
             found.append(one)
     return found
@@ -89,12 +110,13 @@ def judge(
     """What is wrong in *cell* with the items of *got*, given what is *expected* of each.
 
     Passed is what has passed in the plain directory and here. An item none of whose cases passes
-    there is skipped, with what it said.
+    there is skipped, with what it said, where it skips itself or its failure is listed.
     """
     listed: dict[str, dict[str, Difference]] = {}
+    failing: dict[str, dict[str, Difference]] = {}
     for one in differences:
         if one.covers(cell):
-            listed.setdefault(one.item, {})[one.case] = one
+            (failing if one.plain else listed).setdefault(one.item, {})[one.case] = one
     passed = 0
     failures: dict[str, Sequence[str]] = {}
     skipped: dict[str, str] = {}
@@ -105,7 +127,7 @@ def judge(
             for case in {**plain.verdicts, **outcome.verdicts}
             if plain.verdicts.get(case) != outcome.verdicts.get(case)
         ]
-        words: list[str] = []
+        words = _plainly_wrong(plain, failing.get(item, {}))
         for case in differing:
             if case not in known:
                 words += _words(case, plain, outcome)
@@ -119,8 +141,26 @@ def judge(
         elif "PASS" in plain.verdicts.values():
             passed += 1
         else:
-            skipped[item] = _why_not(plain)
+            reasons = dict.fromkeys(one.reason for one in failing.get(item, {}).values())
+            skipped[item] = "; ".join(reasons) or _why_not(plain)
     return Tally(passed, failures, skipped)
+
+
+def _plainly_wrong(plain: Outcome, known: Mapping[str, Difference]) -> list[str]:
+    """Words for what fails in the plain directory and is not *known*, or is and does not fail."""
+    failed = [case for case, said in plain.verdicts.items() if said not in ("PASS", *_SKIPS)]
+    words: list[str] = []
+    for case in failed:
+        if case not in known:
+            title = f"{case}: " if case else ""
+            words.append(f"{title}{plain.verdicts[case]}, in a plain directory already")
+            words += plain.said.get(case, ())
+    for case, one in known.items():
+        if one.always and case not in failed:
+            words.append(
+                f"{case or one.item} no longer fails in a plain directory: remove the line"
+            )
+    return words
 
 
 def _words(case: str, plain: Outcome, outcome: Outcome) -> list[str]:
