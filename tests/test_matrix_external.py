@@ -67,7 +67,7 @@ def test_what_is_alike_has_passed() -> None:
     """Passed is what passes in both; what skips itself is skipped with its words."""
     alike = {"a": PASS, "b": Outcome({"": "SKIP"}, {"": ["no wings"]})}
     tally = judge(CELL, alike, alike, [])
-    assert (tally.passed, dict(tally.failures)) == (1, {})
+    assert (tally.passed, dict(tally.failures)) == (["a"], {})
     assert dict(tally.skipped) == {"b": "SKIP in a plain directory too: no wings"}
 
 
@@ -88,14 +88,14 @@ def test_a_line_for_what_no_longer_fails_plainly_is_a_failure() -> None:
     good = {"fly.tests": PASS}
     tally = judge(CELL, good, good, parse_list("= no wings\nplain all fly.tests\n"))
     assert list(tally.failures) == ["fly.tests"]
-    assert judge(CELL, good, good, parse_list("~ wind\nplain all fly.tests\n")).passed == 1
+    assert judge(CELL, good, good, parse_list("~ wind\nplain all fly.tests\n")).passed == ["fly.tests"]
 
 
 def test_what_differs_has_failed_in_its_own_words() -> None:
     """With what came, what should have come, and what was said."""
     tally = judge(CELL, {"a": PASS}, {"a": FAIL}, [])
     assert tally.failures == {"a": ["FAIL, in a plain directory PASS", "it fell"]}
-    assert (tally.passed, dict(tally.skipped)) == (0, {})
+    assert (tally.passed, dict(tally.skipped)) == ([], {})
 
 
 def test_passing_where_a_plain_directory_fails_is_a_difference() -> None:
@@ -132,13 +132,13 @@ def test_a_line_for_what_differs_no_longer_is_a_failure() -> None:
         "fly.tests": ["fly.tests no longer differs: remove the line from the list"]
     }
     elsewhere = parse_list("= so\next4 sysroot fly.tests\n")
-    assert judge(CELL, {"fly.tests": PASS}, {"fly.tests": PASS}, elsewhere).passed == 1
+    assert judge(CELL, {"fly.tests": PASS}, {"fly.tests": PASS}, elsewhere).passed == ["fly.tests"]
 
 
 def test_a_race_may_be_won() -> None:
     """What differs only now and then is excused, and not missed."""
     listed = parse_list("~ who comes first\nall all fly.tests\n")
-    assert judge(CELL, {"fly.tests": PASS}, {"fly.tests": PASS}, listed).passed == 1
+    assert judge(CELL, {"fly.tests": PASS}, {"fly.tests": PASS}, listed).passed == ["fly.tests"]
     tally = judge(CELL, {"fly.tests": PASS}, {"fly.tests": FAIL}, listed)
     assert tally.skipped == {"fly.tests": "who comes first"}
 

@@ -12,10 +12,10 @@ from tests.matrix.report import Result
 from tests.matrix.suite import VOLUMES, Cell, Tally
 from tests.matrix.suites import SUITES
 
-GOOD = Result(Cell("coreutils", "ext4", "musl", "host"), Tally(3), 1.0)
+GOOD = Result(Cell("coreutils", "ext4", "musl", "host"), Tally(("a", "b", "c")), 1.0)
 BAD = Result(
     Cell("coreutils", "zfs", "musl", "sysroot"),
-    Tally(1, {"ls-<odd>": ["out: a & b"]}, {"x": "no xattrs"}),
+    Tally(("a",), {"ls-<odd>": ["out: a & b"]}, {"x": "no xattrs"}),
     2.0,
 )
 

@@ -243,7 +243,7 @@ class Actions(Suite):
             traits = volume.probe(fd)
         finally:
             os.close(fd)
-        passed, failures, skipped = 0, dict[str, Sequence[str]](), dict[str, str]()
+        passed, failures, skipped = list[str](), dict[str, Sequence[str]](), dict[str, str]()
         top = setting.host if on_host else setting.sysroot
         stage = Stage(setting, "", self.options, top, "/", outside, traits)
         for action in self.actions:
@@ -259,7 +259,7 @@ class Actions(Suite):
             try:
                 with _place(stage.lower):
                     _perform(action, stage, canaries)
-                passed += 1
+                passed.append(action.name)
             except Unable as reason:
                 skipped[action.name] = str(reason)
             except Exception as failure:

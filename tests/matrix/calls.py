@@ -96,7 +96,8 @@ class Calls(Suite):
                 got = _run(scenario, mount.point, layers)
                 if words := list(_differences(expected, got)):
                     failures[scenario.name] = words
-        return Tally(len(can) - len(failures), failures, skipped)
+        passed = [scenario.name for scenario in can if scenario.name not in failures]
+        return Tally(passed, failures, skipped)
 
 
 def _run(scenario: Scenario, top: Path, layers: Sequence[Path]) -> list[str]:

@@ -117,7 +117,7 @@ def judge(
     for one in differences:
         if one.covers(cell):
             (failing if one.plain else listed).setdefault(one.item, {})[one.case] = one
-    passed = 0
+    passed: list[str] = []
     failures: dict[str, Sequence[str]] = {}
     skipped: dict[str, str] = {}
     for item, outcome in got.items():
@@ -139,7 +139,7 @@ def judge(
         elif differing:
             skipped[item] = "; ".join(dict.fromkeys(known[case].reason for case in differing))
         elif "PASS" in plain.verdicts.values():
-            passed += 1
+            passed.append(item)
         else:
             reasons = dict.fromkeys(one.reason for one in failing.get(item, {}).values())
             skipped[item] = "; ".join(reasons) or _why_not(plain)

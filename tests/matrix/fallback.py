@@ -156,7 +156,8 @@ class Fallback(Suite):
             for item, words in _run(setting, list(group), switches):
                 if words:
                     failures[item.name] = [item.rule, *words, *_to_type(item)]
-        return Tally(len(can) - len(failures), failures, skipped)
+        passed = [item.name for item in can if item.name not in failures]
+        return Tally(passed, failures, skipped)
 
 
 def _switches(item: Item) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ class Lines(Suite):
         try:
             expected = _in_chroot(wanted, setting)
         except CasesError as error:
-            return Tally(0, {case.name: [f"not run in a plain chroot: {error}"] for case in wanted})
+            words = [f"not run, the plain chroot broke off: {error}"]
+            return Tally(failures=dict.fromkeys(items, words))
         where = _WHERE[setting.cell.place]
         on_host = setting.cell.place == "host"
         directory = (setting.host if on_host else setting.sysroot) / where
@@ -90,7 +91,8 @@ class Lines(Suite):
                 skipped[case.name] = why
             elif words:
                 failures[case.name] = words
-        return Tally(len(got) - len(failures) - len(skipped), {**failures, **broken}, skipped)
+        passed = [name for name in got if name not in failures and name not in skipped]
+        return Tally(passed, {**failures, **broken}, skipped)
 
 
 def excuse(case: Case, expected: Outcome, got: Outcome, lacks: frozenset[str]) -> str | None:

@@ -27,7 +27,7 @@ class Result:
 
 def totals(results: Sequence[Result]) -> str:
     """`N passed, N failed, N skipped` of all."""
-    passed = sum(result.tally.passed for result in results)
+    passed = sum(len(result.tally.passed) for result in results)
     failed = sum(len(result.tally.failures) for result in results)
     skipped = sum(len(result.tally.skipped) for result in results)
     return f"{passed} passed, {failed} failed, {skipped} skipped"

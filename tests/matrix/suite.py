@@ -11,7 +11,7 @@ import contextlib
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,9 +63,13 @@ class Cell:
 
 @attrs.frozen
 class Tally:
-    """How many items passed; those that failed with what differed, the skipped with the reason."""
+    """The items that passed; those that failed with what differed, the skipped with the reason.
 
-    passed: int = 0
+    Among the failed and the skipped there may be more than items: what went wrong at the end of the
+    server, calls that a volume cannot do.
+    """
+
+    passed: Collection[str] = ()
     failures: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
     skipped: Mapping[str, str] = attrs.field(factory=dict)
 
@@ -80,8 +84,11 @@ class Reference:
         """The unpacked guest; suites may leave nothing in it."""
         root = self._base / f"plain-{guest}"
         if not root.exists():
-            guests.unpack(root, kind=guest)
-            (root / "root").chmod(0o755)
+            aside = Path(tempfile.mkdtemp(prefix="unpacking-", dir=self._base)) / "root"
+            guests.unpack(aside, kind=guest)
+            (aside / "root").chmod(0o755)
+            aside.rename(root)
+            aside.parent.rmdir()
         return root
 
 
@@ -164,7 +171,7 @@ class Suite(ABC):
 
     @abstractmethod
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
-        """Run some of the items; each is in the tally once.
+        """Run some of the items; each is in the tally once, or the table takes it for failed.
 
         What breaks off is a failure of the items that were not run, never an exception; nothing is
         left in the setting's host and sysroot but the guest.

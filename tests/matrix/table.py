@@ -19,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -67,6 +69,7 @@ _AXES: Final = {
     "mode": tuple(MODES),
 }
 _ITSELF: Final = "(the cell itself)"
+_LINES_OF_A_TRACEBACK: Final = 20
 
 
 @attrs.frozen
@@ -129,9 +132,34 @@ def run_job(job: Job, base: Path, reference: Reference) -> Result:
         work.chmod(0o755)
         try:
             tally = _run(job, work, reference)
-        except (VolumeError, GuestBuildError, OSError, AssertionError) as error:
-            tally = Tally(0, {_ITSELF: str(error).splitlines() or [repr(error)]})
-    return Result(job.cell, tally, time.monotonic() - began)
+        except (VolumeError, GuestBuildError) as error:
+            tally = Tally(failures={_ITSELF: str(error).splitlines()})
+        except Exception as error:
+            told = "".join(traceback.format_exception(error)).splitlines()
+            tally = Tally(failures={_ITSELF: told[-_LINES_OF_A_TRACEBACK:]})
+    return Result(job.cell, _complete(tally, job.items), time.monotonic() - began)
+
+
+def _complete(tally: Tally, items: Sequence[str]) -> Tally:
+    """*tally* with a failure for each item that is not in it once, and each that was not asked for.
+
+    A suite that forgets an item must not look as if that had passed.
+    """
+    counts = Counter(tally.passed)
+    counts.update(name for name in {**tally.failures, **tally.skipped} if name in items)
+    wrong = {item: "not told: it is neither passed nor failed nor skipped" for item in items}
+    for name, count in counts.items():
+        if name not in wrong:
+            wrong[name] = "it has passed, and nobody has asked for it"
+        elif count > 1:
+            wrong[name] = "it has passed, and that is not all that is told of it"
+        else:
+            del wrong[name]
+    passed = [name for name in tally.passed if name not in wrong]
+    failures = dict(tally.failures)
+    for name, why in wrong.items():
+        failures[name] = [*failures.get(name, ()), why]
+    return attrs.evolve(tally, passed=passed, failures=failures)
 
 
 def _run(job: Job, base: Path, reference: Reference) -> Tally:

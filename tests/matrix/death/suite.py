@@ -120,8 +120,8 @@ class _Death(Suite):
                 run.bench.close()
             except AssertionError as complaint:
                 run.failed(_AFTERWARDS, str(complaint).splitlines())
-        bad = {*items} & {*run.failures, *run.skipped}
-        return Tally(len(items) - len(bad), run.failures, run.skipped)
+        bad = {*run.failures, *run.skipped}
+        return Tally([item for item in items if item not in bad], run.failures, run.skipped)
 
 
 @attrs.frozen
@@ -138,7 +138,7 @@ class _VolumeDeath(Suite):
             words = self._words(setting, item, seed)
             if words:
                 failures[item] = [*words, f"{SEED}={seed} chooses the same again"]
-        return Tally(len(items) - len(failures), failures)
+        return Tally([item for item in items if item not in failures], failures)
 
     def _words(self, setting: Setting, family: str, seed: int) -> list[str]:
         work = Path(tempfile.mkdtemp(prefix="death-", dir=setting.base))

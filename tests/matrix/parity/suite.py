@@ -93,7 +93,7 @@ class Parity(Suite):
                 skipped[f"calls that need {need}"] = f"{why} ({count} calls left out)"
             elif need in lacks & _NOT_COMPARED:
                 skipped[f"attributes that need {need}"] = f"{why} (not compared)"
-        return Tally(len(run.done - run.failures.keys()), run.failures, skipped)
+        return Tally(sorted(run.done - run.failures.keys()), run.failures, skipped)
 
 
 @attrs.define
