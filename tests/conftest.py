@@ -13,7 +13,6 @@ import shutil
 import signal
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from sysroot_fs.cli.doors import DOORS, VARIABLE
 from tests.caseless import Volumes
 from tests.matrix.guests import unpack
 from tests.matrix.volumes import Volume, open_volume
-from tests.mounts import Mount, Mounter, kill_servers
+from tests.mounts import Mount, Mounter, watchdog
 from tests.runs import Guest
 
 FOLDING: Final = ("zfs", "zfs-formd", "exfat", "lowntfs")
@@ -55,16 +54,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kill the servers of a test that takes too long: its hanging calls fail then.
 
     A test that is meant to take longer says so: ``@pytest.mark.patience(SECONDS)``.
     """
-    timer = threading.Timer(_patience(request.node), kill_servers)
-    timer.daemon = True
-    timer.start()
-    yield
-    timer.cancel()
+    with watchdog(_patience(request.node)):
+        yield
 
 
 def _open_to_all(base: Path) -> bool:

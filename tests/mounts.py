@@ -5,13 +5,16 @@ A server that logs an error that was not announced (`Mount.expects`) is a compla
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +31,30 @@ _live: dict[int, Mount] = {}
 
 def kill_servers() -> None:
     """Kill all that run: calls that hang in their mounts fail then."""
-    for pid in list(_live):
-        os.kill(pid, signal.SIGKILL)
+    for mount in list(_live.values()):
+        mount.process.kill()
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[threading.Event]:
+    """Kill the servers where the block takes longer: its hanging calls fail then, and it is told.
+
+    What is started afterwards has as long again.
+    """
+    killed, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(seconds):
+            killed.set()
+            kill_servers()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
 
 
 @attrs.define(eq=False)

@@ -6,6 +6,7 @@ What is skipped, and why, stands in the run's summary with the totals.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,6 @@ def test_matrix(
 ) -> None:
     """No item of the cell fails."""
     result = table.run_job(job, workplace, reference)
-    text = report.as_text([result])
+    text = report.as_text([result], partial(table.alone, cut=True))
     record_property("matrix", f"{result.cell.name:48} {result.line()}\n{text}")
-    assert not result.tally.failures, f"{text}\nalone: {table.alone(result.cell)}"
+    assert not result.tally.failures, text

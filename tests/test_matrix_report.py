@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.matrix import report, table
@@ -17,20 +19,47 @@ BAD = Result(
     Cell("coreutils", "zfs", "musl", "sysroot"),
     Tally(("a",), {"ls-<odd>": ["out: a & b"]}, {"x": "no xattrs"}),
     2.0,
+    ["a", "ls-<odd>", "x"],
 )
 
 
-def alone(cell: Cell) -> str:
-    """The command that runs a cell."""
-    return f"make {cell.volume}"
+def alone(cell: Cell, items: Sequence[str]) -> str:
+    """The command that runs a cell's items."""
+    return f"make {cell.volume} {'+'.join(items)}"
 
 
 def test_the_totals_count_every_line() -> None:
     """Passed, failed and skipped of all cells, the last line of the text."""
-    text = report.as_text([GOOD, BAD])
+    text = report.as_text([GOOD, BAD], alone)
     assert text.splitlines()[-1] == "4 passed, 1 failed, 1 skipped"
-    assert "FAILED coreutils/zfs/musl/sysroot: ls-<odd>\n    out: a & b" in text
-    assert "skipped coreutils/zfs/musl/sysroot: 1 lines, because no xattrs" in text
+    failed = "FAILED coreutils/zfs/musl/sysroot: ls-<odd>\n    out: a & b\n"
+    assert f"{failed}    alone: make zfs ls-<odd>\n" in text
+    assert "skipped coreutils/zfs/musl/sysroot: 1 items, because no xattrs\n    x\n" in text
+
+
+def test_what_is_told_of_many_is_told_once() -> None:
+    """The skipped by their reasons, the failed by what was said; only items are run alone."""
+    tally = Tally(
+        (),
+        {"a": ["it hangs"], "(the server)": ["it logs"], "b": ["it hangs"]},
+        {"c": "no links", "d": "no modes", "e": "no links"},
+    )
+    text = report.as_text([Result(Cell("paths", "zfs"), tally, 1.0, ["a", "b"])], alone)
+    assert "FAILED paths/zfs: a, b\n    it hangs\n    alone: make zfs a+b\n" in text
+    assert "FAILED paths/zfs: (the server)\n    it logs\n    alone: make zfs \n" in text
+    assert "paths/zfs: 2 items, because no links\n    c, e\n" in text
+    assert "paths/zfs: 1 items, because no modes\n    d\n" in text
+
+
+def test_any_name_can_be_reported(tmp_path: Path) -> None:
+    """A name that is not UTF-8 stands in a failure's words."""
+    tally = Tally((), {"a": ["left: \udcff"]}, {"b": "no \udcfe"})
+    report.write([Result(Cell("names", "zfs"), tally, 1.0)], tmp_path, alone)
+    for name in ("report.txt", "report.json", "report.html"):
+        assert "\\udcff" in (tmp_path / name).read_text("utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("report.html", "report.json", "report.txt")
+    ]
 
 
 def test_the_reports_are_written(tmp_path: Path) -> None:
@@ -43,7 +72,8 @@ def test_the_reports_are_written(tmp_path: Path) -> None:
         '<td class=bad><a href="#coreutils-zfs-musl-sysroot">1 passed, 1 failed, 1 skipped' in page
     )
     assert '<h3 id="coreutils-zfs-musl-sysroot">' in page
-    assert "ls-&lt;odd&gt;" in page and "a &amp; b" in page and "make zfs" in page
+    assert "ls-&lt;odd&gt;" in page and "a &amp; b" in page
+    assert "<code>make zfs </code>" in page and "<code>make zfs ls-&lt;odd&gt;</code>" in page
 
 
 def test_a_cut_has_every_row_and_column() -> None:
@@ -72,6 +102,23 @@ def test_a_command_runs_its_cell_alone() -> None:
     """What the report gives for a cell names that cell and no other."""
     for job in table.full({}):
         assert [one.cell for one in table.full(table._only(job.cell.only))] == [job.cell]
+
+
+def test_a_command_runs_some_items_alone() -> None:
+    """Every item can be named; those of the cut as the cut has them."""
+    for suite in SUITES:
+        assert not [item for item in suite.items() if set(item) & set("+,")]
+    for choose in (table.full, table.cut):
+        job = choose(table._only("suite=coreutils,volume=zfs"))[0]
+        some = job.items[3:5]
+        (_, words) = table.alone(job.cell, some, cut=job.cut).rsplit(maxsplit=1)
+        (found,) = choose(table._only(words.removeprefix("ONLY=")))
+        assert found == attrs.evolve(job, items=some)
+        assert ("--cut" in table.alone(job.cell, some, cut=job.cut)) == job.cut
+    with pytest.raises(SystemExit, match="no such item: ls-nothing"):
+        table._only("suite=coreutils,item=ls-nothing")
+    with pytest.raises(SystemExit, match="no such item: iotas"):
+        table._only("suite=coreutils,item=iotas")
 
 
 def test_every_volume_says_what_it_lacks() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,3 +93,98 @@ def test_a_reference_that_breaks_off_is_not_used(
         with pytest.raises(OSError, match="on purpose"):
             reference.root("musl")
     assert (reference.root("musl") / "bin/sh").exists()
+
+
+def test_a_cell_that_hangs_loses_its_servers(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for them goes on, and the failure says what has happened."""
+    monkeypatch.setattr(table, "_SECONDS", 3.0)
+
+    def work(setting: Setting) -> Tally:
+        with setting.mounted() as mount:
+            mount.process.send_signal(signal.SIGSTOP)
+            mount.process.wait()
+        return Tally(ITEMS)
+
+    tally = run(work, workplace)
+    words = tally.failures["(the cell itself)"]
+    assert words[0] == "it took longer than 3 s: then its servers were killed"
+    assert list(workplace.iterdir()) == []
+
+
+def test_what_stays_mounted_is_not_deleted(workplace: Path) -> None:
+    """It is unmounted first: what a mount shows is not the cell's."""
+    host = workplace / "outside"
+    host.mkdir()
+    (host / "precious").touch()
+
+    def work(setting: Setting) -> Tally:
+        (setting.base / "left").mkdir()
+        subprocess.run(["mount", "--bind", host, setting.base / "left"], check=True)
+        return Tally(ITEMS)
+
+    assert run(work, workplace) == Tally(list(ITEMS))
+    assert (host / "precious").exists()
+    assert [path.name for path in workplace.iterdir()] == ["outside"]
+
+
+def test_what_cannot_be_unmounted_is_left_and_told(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure names it."""
+    monkeypatch.setattr(table, "sweep", lambda base: None)
+
+    def work(setting: Setting) -> Tally:
+        (setting.base / "left").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", setting.base / "left"], check=True)
+        (setting.base / "left/precious").touch()
+        return Tally(ITEMS)
+
+    (words,) = run(work, workplace).failures["(the cell itself)"]
+    (left,) = workplace.glob("cell-*/left")
+    try:
+        assert words.startswith(f"{left} is still mounted")
+        assert (left / "precious").exists()
+    finally:
+        subprocess.run(["umount", left], check=True)
+
+
+def matrix(*words: str, temp: Path) -> subprocess.Popen[str]:
+    """The table as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.matrix.table", *words],
+        env={**os.environ, "TMPDIR": str(temp)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("suite=gnu-coreutils,volume=exfat",), ("--cut", "suite=volume-death,volume=zfs")],
+)
+def test_nothing_to_run_is_an_error(words: tuple[str, ...], workplace: Path) -> None:
+    """A run of no cells must not look like a good one."""
+    with matrix(*words, temp=workplace) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("matrix: there is no such cell: ") and err.count("\n") == 1
+
+
+def test_a_run_that_is_ended_leaves_its_report_and_nothing_else(workplace: Path) -> None:
+    """The cells until then, and no mount."""
+    temp, told = workplace / "temp", workplace / "report"
+    temp.mkdir()
+    only = "suite=names,volume=ext4+lowntfs,mode=default"
+    with matrix(only, "--report", str(told), temp=temp) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("1/4 names/ext4/sysroot/default")
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    cells = [one["cell"] for one in json.loads((told / "report.json").read_text())]
+    assert cells[0]["volume"] == "ext4" and len(cells) < 4
+    assert list(temp.iterdir()) == []
+    assert str(temp) not in Path("/proc/self/mountinfo").read_text()

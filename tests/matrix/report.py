@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
 from tests.matrix.suite import Cell, Tally
 
+T = TypeVar("T")
+
 
 @attrs.frozen
 class Result:
-    """How one cell went."""
+    """How one cell went, and which items it was given."""
 
     cell: Cell
     tally: Tally
     seconds: float
+    items: Sequence[str] = ()
 
     def line(self) -> str:
         """The numbers on one line."""
         return f"{totals([self])} ({self.seconds:.0f} s)"
+
+
+Alone = Callable[[Cell, Sequence[str]], str]
+"""What gives the command that runs some items of a cell alone, all of them where none is given."""
 
 
 def totals(results: Sequence[Result]) -> str:
@@ -33,22 +41,42 @@ def totals(results: Sequence[Result]) -> str:
     return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
-def as_text(results: Sequence[Result]) -> str:
-    """Everything that is not a pass, and the totals last."""
+def as_text(results: Sequence[Result], alone: Alone) -> str:
+    """Everything that is not a pass, with what runs the failed items alone; the totals last."""
     lines = []
     for result in results:
-        for name, words in result.tally.failures.items():
-            lines.append(f"FAILED {result.cell.name}: {name}")
+        for words, names in _by_words(result.tally.failures).items():
+            lines.append(f"FAILED {result.cell.name}: {', '.join(names)}")
             lines += [f"    {word}" for word in words]
-    reasons: dict[tuple[str, str], int] = {}
+            lines.append(f"    alone: {alone(result.cell, _items(result, names))}")
     for result in results:
-        for reason in result.tally.skipped.values():
-            key = (result.cell.name, reason)
-            reasons[key] = reasons.get(key, 0) + 1
-    for (cell, reason), count in reasons.items():
-        lines.append(f"skipped {cell}: {count} lines, because {reason}")
+        for reason, names in _by_reason(result.tally.skipped).items():
+            lines.append(f"skipped {result.cell.name}: {len(names)} items, because {reason}")
+            lines.append(f"    {', '.join(names)}")
     lines.append(totals(results))
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
+
+
+def _by_words(failures: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
+    """What was said of failures, with the names of those of which the same was."""
+    return _by_reason({name: tuple(words) for name, words in failures.items()})
+
+
+def _by_reason(told: Mapping[str, T]) -> dict[T, list[str]]:
+    names: dict[T, list[str]] = {}
+    for name, reason in told.items():
+        names.setdefault(reason, []).append(name)
+    return names
+
+
+def _items(result: Result, names: Sequence[str]) -> list[str]:
+    """Those of *names* that are items: others, such as the server's, cannot be run alone."""
+    return [name for name in names if name in result.items]
+
+
+def _printable(text: str) -> str:
+    """*text* with what is no character (a byte of a name that is not UTF-8) as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_json(results: Sequence[Result]) -> str:
@@ -64,7 +92,7 @@ padding: .6em; overflow-x: auto } code { background: #f4f4f4 }
 """
 
 
-def as_html(results: Sequence[Result], alone: Callable[[Cell], str]) -> str:
+def as_html(results: Sequence[Result], alone: Alone) -> str:
     """One table a suite; a cell leads to its failures and to the command that runs it alone."""
     parts = [f"<!doctype html><meta charset=utf-8><title>sysroot-fs matrix</title><style>{_STYLE}"]
     parts.append(f"</style><h1>sysroot-fs: the matrix</h1><p>{totals(results)}</p>")
@@ -80,7 +108,7 @@ def as_html(results: Sequence[Result], alone: Callable[[Cell], str]) -> str:
         parts.append("</table>")
     for result in results:
         parts.append(_details(result, alone))
-    return "\n".join(parts) + "\n"
+    return _printable("\n".join(parts) + "\n")
 
 
 def _column(cell: Cell) -> str:
@@ -96,22 +124,30 @@ def _box(result: Result) -> str:
     return f'<td class={kind}><a href="#{_anchor(result.cell)}">{totals([result])}</a>'
 
 
-def _details(result: Result, alone: Callable[[Cell], str]) -> str:
+def _details(result: Result, alone: Alone) -> str:
+    def command(items: Sequence[str]) -> str:
+        return f"alone: <code>{html.escape(alone(result.cell, items))}</code>"
+
     parts = [f'<h3 id="{_anchor(result.cell)}">{html.escape(result.cell.name)}</h3>']
-    command = html.escape(alone(result.cell))
-    parts.append(f"<p>{result.line()}; alone: <code>{command}</code></p>")
-    for name, words in result.tally.failures.items():
+    parts.append(f"<p>{result.line()}; {command(())}</p>")
+    for words, names in _by_words(result.tally.failures).items():
         parts.append(
-            f"<p>failed: {html.escape(name)}</p><pre>{html.escape(chr(10).join(words))}</pre>"
+            f"<p>failed: {html.escape(', '.join(names))}; {command(_items(result, names))}</p>"
         )
-    for name, reason in result.tally.skipped.items():
-        parts.append(f"<p>skipped: {html.escape(name)}: {html.escape(reason)}</p>")
+        parts.append(f"<pre>{html.escape(chr(10).join(words))}</pre>")
+    for reason, names in _by_reason(result.tally.skipped).items():
+        parts.append(f"<p>skipped: {html.escape(', '.join(names))}: {html.escape(reason)}</p>")
     return "\n".join(parts)
 
 
-def write(results: Sequence[Result], directory: Path, alone: Callable[[Cell], str]) -> None:
-    """report.txt, report.json and report.html in *directory*."""
+def write(results: Sequence[Result], directory: Path, alone: Alone) -> None:
+    """report.txt, report.json and report.html in *directory*; never half of one."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "report.txt").write_text(as_text(results) + "\n", "utf-8")
-    (directory / "report.json").write_text(as_json(results) + "\n", "utf-8")
-    (directory / "report.html").write_text(as_html(results, alone), "utf-8")
+    for name, text in (
+        ("report.txt", as_text(results, alone) + "\n"),
+        ("report.json", as_json(results) + "\n"),
+        ("report.html", as_html(results, alone)),
+    ):
+        fresh = directory / f"{name}.new"
+        fresh.write_text(text, "utf-8")
+        fresh.rename(directory / name)

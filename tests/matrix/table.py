@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import io
 import os
 import shlex
+import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -43,7 +48,8 @@ from tests.matrix.suite import (
     Tally,
 )
 from tests.matrix.suites import SUITES
-from tests.matrix.volumes import VolumeError
+from tests.matrix.volumes import VolumeError, mounts_below, sweep
+from tests.mounts import watchdog
 
 _FUSE = frozenset({"removed-directories"})
 _ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
@@ -68,8 +74,13 @@ _AXES: Final = {
     "place": PLACES,
     "mode": tuple(MODES),
 }
+_ITEM: Final = "item"
 _ITSELF: Final = "(the cell itself)"
 _LINES_OF_A_TRACEBACK: Final = 20
+
+# Until the servers of a cell are killed.
+_SECONDS: Final = 1800.0
+_SECONDS_OF_THE_CUT: Final = 300.0
 
 
 @attrs.frozen
@@ -83,22 +94,30 @@ class Job:
 
 
 def full(only: Mapping[str, Sequence[str]]) -> list[Job]:
-    """Every cell that *only* lets through, an axis with the values that it may have.
+    """Every cell that *only* lets through, an axis (or ``item``) with the values that it may have.
 
     A suite that does not depend on an axis is let through whatever stands there.
     """
-    return [
-        Job(suite, cell, suite.items())
-        for suite in SUITES
-        for cell in suite.cells()
-        if all(getattr(cell, axis) in ("-", *values) for axis, values in only.items())
-    ]
+    jobs = [Job(suite, cell, suite.items()) for suite in SUITES for cell in suite.cells()]
+    return _let_through(jobs, only)
 
 
-def cut() -> list[Job]:
+def _let_through(jobs: Sequence[Job], only: Mapping[str, Sequence[str]]) -> list[Job]:
+    axes = {axis: values for axis, values in only.items() if axis != _ITEM}
+    left = []
+    for job in jobs:
+        if all(getattr(job.cell, axis) in ("-", *values) for axis, values in axes.items()):
+            wanted = set(only.get(_ITEM, job.items))
+            items = [item for item in job.items if item in wanted]
+            left += [attrs.evolve(job, items=items)] if items else []
+    return left
+
+
+def cut(only: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Job]:
     """Few cells of each suite, in which every value of every axis is, and its items once each.
 
-    A suite may say that only some of its items belong to the cut.
+    A suite may say that only some of its items belong to the cut. Of all that, what *only* lets
+    through.
     """
     jobs = []
     for number, suite in enumerate(SUITES):
@@ -107,7 +126,7 @@ def cut() -> list[Job]:
             items = suite.cut_items()[turn :: len(cells)]
             if items:
                 jobs.append(Job(suite, cell, items, cut=True))
-    return jobs
+    return _let_through(jobs, only)
 
 
 def _covering(suite: Suite, shift: int) -> list[Cell]:
@@ -127,17 +146,39 @@ def _covering(suite: Suite, shift: int) -> list[Cell]:
 def run_job(job: Job, base: Path, reference: Reference) -> Result:
     """Run one cell in a directory of its own below *base*; what goes wrong is a failure."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cell-", dir=base) as name:
-        work = Path(name).resolve()
-        work.chmod(0o755)
+    seconds = _SECONDS_OF_THE_CUT if job.cut else _SECONDS
+    with watchdog(seconds) as killed:
         try:
-            tally = _run(job, work, reference)
+            with _workplace("cell-", base) as work:
+                tally = _run(job, work, reference)
         except (VolumeError, GuestBuildError) as error:
             tally = Tally(failures={_ITSELF: str(error).splitlines()})
         except Exception as error:
             told = "".join(traceback.format_exception(error)).splitlines()
             tally = Tally(failures={_ITSELF: told[-_LINES_OF_A_TRACEBACK:]})
-    return Result(job.cell, _complete(tally, job.items), time.monotonic() - began)
+    if killed.is_set():
+        words = f"it took longer than {seconds:.0f} s: then its servers were killed"
+        told = [words, *tally.failures.get(_ITSELF, ())]
+        tally = attrs.evolve(tally, failures={**tally.failures, _ITSELF: told})
+    return Result(job.cell, _complete(tally, job.items), time.monotonic() - began, job.items)
+
+
+@contextlib.contextmanager
+def _workplace(prefix: str, base: Path | None = None) -> Iterator[Path]:
+    """A directory that every user can enter, removed when nothing is mounted below it any more.
+
+    Raises VolumeError where something stays mounted: deleting would delete inside of it.
+    """
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=base)).resolve()
+    work.chmod(0o755)
+    try:
+        yield work
+    finally:
+        if mounts_below(work):
+            sweep(work)
+        if left := mounts_below(work):
+            raise VolumeError(f"{left[0]} is still mounted: unmount it, then remove {work}")
+        shutil.rmtree(work)
 
 
 def _complete(tally: Tally, items: Sequence[str]) -> Tally:
@@ -178,16 +219,22 @@ def _run(job: Job, base: Path, reference: Reference) -> Tally:
         return job.suite.run(setting, job.items)
 
 
-def run_jobs(jobs: Sequence[Job], base: Path) -> list[Result]:
-    """Run the cells, one line each; on a terminal the one that runs shows how long already."""
+def run_jobs(
+    jobs: Sequence[Job], base: Path, after_each: Callable[[Sequence[Result]], None]
+) -> list[Result]:
+    """Run the cells, one line each; on a terminal the one that runs shows how long already.
+
+    *after_each* is given all that there is so far.
+    """
     reference = Reference(base)
     results = []
     for number, job in enumerate(jobs, 1):
         line = f"{number:{len(str(len(jobs)))}}/{len(jobs)} {job.cell.name:48} "
         with _clock(line) if sys.stdout.isatty() else contextlib.nullcontext():
             result = run_job(job, base, reference)
-        print(f"{line}{result.line()}", flush=True)
         results.append(result)
+        after_each(results)
+        print(f"{line}{result.line()}", flush=True)
     return results
 
 
@@ -218,35 +265,75 @@ def _only(text: str) -> dict[str, Sequence[str]]:
     for part in filter(None, text.split(",")):
         axis, _, values = part.partition("=")
         only[axis] = values.split("+")
+        if axis == _ITEM:
+            continue
         for value in only[axis]:
             if value not in _AXES.get(axis, ()):
                 choices = "; ".join(f"{one}={'+'.join(all)}" for one, all in _AXES.items())
-                raise SystemExit(f"matrix: no such cell: {part} (there are {choices})")
+                raise SystemExit(f"matrix: no such cell: {part} (there are {choices}; {_ITEM}=..)")
+    for item in only.get(_ITEM, ()):
+        if not any(
+            suite.name in only.get("suite", [suite.name]) and item in suite.items()
+            for suite in SUITES
+        ):
+            raise SystemExit(f"matrix: no such item: {item}")
     return only
 
 
-def alone(cell: Cell) -> str:
-    """The command that runs a cell alone."""
-    return f"make matrix ONLY={shlex.quote(cell.only)}"
+def alone(cell: Cell, items: Collection[str] = (), *, cut: bool = False) -> str:
+    """The command that runs a cell alone, or only some of its *items*, as the *cut* does."""
+    only = cell.only + (f",{_ITEM}={'+'.join(items)}" if items else "")
+    if cut:
+        return f".venv/bin/python -m tests.matrix.table --cut {shlex.quote(only)}"
+    return f"make matrix ONLY={shlex.quote(only)}"
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends this process as ^C does, with its volumes taken away; its forks as always."""
+    process = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> int:
     """Run what was asked for; 1 where something failed."""
     parser = argparse.ArgumentParser(prog="matrix", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("only", nargs="?", default="", help="volume=zfs+exfat,suite=S ...")
+    parser.add_argument("only", nargs="?", default="", help="volume=zfs+exfat,suite=S,item=I ...")
     parser.add_argument("--cut", action="store_true", help="a little of everything")
     parser.add_argument("--report", type=Path, help="write report.txt, .json and .html there")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("matrix: volumes and chroots need root: run it as root", file=sys.stderr)
         return 1
-    jobs = cut() if arguments.cut else full(_only(arguments.only))
-    with tempfile.TemporaryDirectory(prefix="sysroot-fs-matrix-") as name:
-        Path(name).chmod(0o755)
-        results = run_jobs(jobs, Path(name).resolve())
-    print(report.as_text(results))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    only = _only(arguments.only)
+    jobs = cut(only) if arguments.cut else full(only)
+    if not jobs:
+        asked = f"{arguments.only}{' --cut' if arguments.cut else ''}"
+        print(f"matrix: there is no such cell: {asked}", file=sys.stderr)
+        return 1
+    command = functools.partial(alone, cut=arguments.cut)
+
+    def write(results: Sequence[Result]) -> None:
+        if arguments.report is not None:
+            report.write(results, arguments.report, command)
+
+    with _ended_in_order(), _workplace("sysroot-fs-matrix-") as work:
+        results = run_jobs(jobs, work, write)
+    print(report.as_text(results, command))
     if arguments.report is not None:
-        report.write(results, arguments.report, alone)
         print(f"report: {arguments.report}/report.html")
     return 1 if any(result.tally.failures for result in results) else 0
 

@@ -132,12 +132,12 @@ def sweep(base: Path) -> None:
             for pool in _pools_below(base):
                 _export_pool(pool)
             _stop_zfs_daemon_if_unused()
-    for mount in reversed(_mounts_below(base)):
+    for mount in reversed(mounts_below(base)):
         _unmount(mount)
     for loop in _loops_below(base):
         _try("losetup", "-d", loop)
     for work in base.rglob("volume-*"):
-        if (work / "mnt").is_dir():
+        if (work / "mnt").is_dir() and not mounts_below(work):
             shutil.rmtree(work, ignore_errors=True)
 
 
@@ -152,7 +152,7 @@ def _workplace(base: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        if _mounts_below(work):
+        if mounts_below(work):
             # Deleting now would delete inside a volume whose server is still there.
             raise VolumeError(f"{work} is still mounted: find what uses it, then call sweep")
         shutil.rmtree(work)
@@ -183,7 +183,7 @@ def _ntfs(base: Path, kind: str, server: str, option: str) -> Iterator[Volume]:
             _unmount(mount)
 
 
-def _mounts_below(base: Path) -> list[Path]:
+def mounts_below(base: Path) -> list[Path]:
     """Mountpoints at or below `base`, in the order in which they were mounted."""
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
@@ -206,7 +206,7 @@ def _loops_below(base: Path) -> list[str]:
 def _unmount(mount: Path) -> None:
     """Unmount if mounted: in order while a user lets go of it, lazily when patience ends."""
     deadline = time.monotonic() + _PATIENCE
-    while mount in _mounts_below(mount):
+    while mount in mounts_below(mount):
         if time.monotonic() > deadline:
             _try("umount", "-l", str(mount))
             return
