@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -147,3 +147,61 @@ def test_missing_tool_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VolumeError, match="make setup"), volumes.exfat(tmp_path / "base"):
         pass
+
+
+@pytest.fixture
+def zfs_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A state in which this package has started a daemon; the signals that it is sent."""
+    sent: list[int] = []
+    (tmp_path / "zfs-fuse.pid").write_text("4711")
+    (tmp_path / "pools-at-start").write_text("")
+    monkeypatch.setattr(volumes, "_STATE", tmp_path)
+    monkeypatch.setattr(volumes, "_PATIENCE", 0.2)
+    monkeypatch.setattr(volumes, "_is_zfs_daemon", lambda pid: not sent)
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append(pid))
+    return sent
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, status: int, out: str = "") -> list[Sequence[str]]:
+    """Every tool ends with *status* and says *out*; what was called."""
+    called: list[Sequence[str]] = []
+
+    def call(command: Sequence[str], env: object = None) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, status, out, "no answer")
+
+    monkeypatch.setattr(volumes, "_call", call)
+    return called
+
+
+def test_a_daemon_without_pools_is_stopped(
+    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is nobody's any more; with a pool it is somebody's."""
+    answers(monkeypatch, 0, "somebodys\n")
+    volumes._stop_zfs_daemon_if_unused()
+    assert zfs_daemon == []
+    answers(monkeypatch, 0)
+    volumes._stop_zfs_daemon_if_unused()
+    assert zfs_daemon == [4711]
+
+
+def test_a_daemon_that_does_not_answer_is_left_alone(
+    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have others' pools: it is not stopped, and no second one is started."""
+    called = answers(monkeypatch, 1)
+    volumes._stop_zfs_daemon_if_unused()
+    assert zfs_daemon == []
+    with pytest.raises(VolumeError, match="does not answer"):
+        volumes._start_zfs_daemon()
+    assert not [command for command in called if command[0] == "zfs-fuse"]
+
+
+def test_a_pool_that_stays_is_an_error(
+    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes it for exported because the daemon does not answer."""
+    answers(monkeypatch, 1)
+    with pytest.raises(VolumeError, match="zpool failed: no answer"):
+        volumes._export_pool("ours")

@@ -260,33 +260,43 @@ def _start_zfs_daemon() -> None:
     # Not our TMPDIR: a harness that ends what carries its own would end the others' pools too.
     clean = {key: value for key, value in os.environ.items() if key != "TMPDIR"}
     deadline = time.monotonic() + 2 * _PATIENCE
-    while not _launch_zfs_daemon(clean):
+    while not _zfs_answers():
         # One that starts while its predecessor still goes ends in silence: so once more.
         if time.monotonic() > deadline:
             raise VolumeError("zfs-fuse was started but does not answer: look into the syslog")
+        if _our_zfs_daemon() is None:
+            _launch_zfs_daemon(clean)
+        else:
+            time.sleep(0.1)  # busy: it has the pools of others
     # What a daemon imports by itself when it starts was not in use before, and need not be after.
-    _pools_at_start().write_text("\n".join(_pools()))
+    _pools_at_start().write_text("\n".join(_pools() or ()))
 
 
-def _launch_zfs_daemon(env: dict[str, str]) -> bool:
+def _launch_zfs_daemon(env: dict[str, str]) -> None:
     _pid_file().unlink(missing_ok=True)  # a killed one's file would stop it from starting
     _run("zfs-fuse", "--no-kstat-mount", "-p", str(_pid_file()), env=env)
     give_up = time.monotonic() + 1
-    while time.monotonic() < give_up:
-        if _zfs_answers():
-            return True
+    while time.monotonic() < give_up and not _zfs_answers():
         time.sleep(0.02)
-    return False
+
+
+def _our_zfs_daemon() -> int | None:
+    """The process id of the daemon that this package started, as long as that runs."""
+    try:
+        pid = int(_pid_file().read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if _is_zfs_daemon(pid) else None
 
 
 def _stop_zfs_daemon_if_unused() -> None:
     """Stop the daemon if this package started it and nobody has made a pool that is left."""
-    try:
-        pid = int(_pid_file().read_text())
-        at_start = _pools_at_start().read_text().split()
-    except (OSError, ValueError):
+    pid = _our_zfs_daemon()
+    if pid is None or not _pools_at_start().exists():
         return
-    if not _is_zfs_daemon(pid) or set(_pools()) - set(at_start):
+    pools, at_start = _pools(), _pools_at_start().read_text().split()
+    # One that does not answer is busy with somebody's pools.
+    if pools is None or set(pools) - set(at_start):
         return
     # Asked nicely it takes 3 to 5 seconds; without a pool it has nothing that could be lost.
     os.kill(pid, signal.SIGTERM if at_start else signal.SIGKILL)
@@ -309,26 +319,27 @@ def _is_zfs_daemon(pid: int) -> bool:
 
 
 def _export_pool(pool: str) -> None:
+    """Give a pool back if there is one; VolumeError where the daemon keeps it or is silent."""
     deadline = time.monotonic() + _PATIENCE
-    while pool in _pools():
+    while (pools := _pools()) is None or pool in pools:
         if _try("zpool", "export", pool):
             return
         if time.monotonic() > deadline:
-            _try("zpool", "export", "-f", pool)
+            _run("zpool", "export", "-f", pool)
             return
         time.sleep(0.05)
 
 
-def _pools() -> list[str]:
-    """The pools of the daemon; none where it does not answer."""
+def _pools() -> list[str] | None:
+    """The pools of the daemon; None where it does not answer."""
     done = _call(("zpool", "list", "-H", "-o", "name"))
-    return [] if done.returncode else done.stdout.split()
+    return None if done.returncode else done.stdout.split()
 
 
 def _pools_below(base: Path) -> list[str]:
     return [
         pool
-        for pool in _pools()
+        for pool in _pools() or ()
         if any(
             word.startswith(f"{base}/") for word in _call(("zpool", "status", pool)).stdout.split()
         )
