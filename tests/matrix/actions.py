@@ -233,6 +233,10 @@ class Actions(Suite):
         """The actions' names."""
         return [action.name for action in self.actions]
 
+    def needs(self, item: str) -> frozenset[str]:
+        """What the action says."""
+        return next(action.needs for action in self.actions if action.name == item)
+
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named actions, each in a directory of its own."""
         on_host = setting.cell.place == "host"

@@ -77,6 +77,10 @@ class Calls(Suite):
         """The scenarios' names."""
         return [scenario.name for scenario in self.scenarios]
 
+    def needs(self, item: str) -> frozenset[str]:
+        """What the scenario says."""
+        return next(scenario.needs for scenario in self.scenarios if scenario.name == item)
+
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named scenarios, one after the other below one mount."""
         on_host = setting.cell.place == "host"

@@ -142,6 +142,10 @@ class Fallback(Suite):
         """The items' names."""
         return [item.name for item in self.of]
 
+    def needs(self, item: str) -> frozenset[str]:
+        """What the item says."""
+        return next(one.needs for one in self.of if one.name == item)
+
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named items, those of the same options in one guest process."""
         wanted = [item for item in self.of if item.name in set(items)]

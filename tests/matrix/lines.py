@@ -50,6 +50,10 @@ class Lines(Suite):
         """The cases' names."""
         return [case.name for case in self.cases]
 
+    def needs(self, item: str) -> frozenset[str]:
+        """What the case says."""
+        return next(case.needs for case in self.cases if case.name == item)
+
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named cases in one guest process."""
         wanted = [case for case in self.cases if case.name in set(items)]

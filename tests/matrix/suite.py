@@ -169,6 +169,13 @@ class Suite(ABC):
         """Those of the items that belong to the cut: all, where a suite does not say otherwise."""
         return self.items()
 
+    def needs(self, item: str) -> frozenset[str]:
+        """What the sysroot's volume has to be able to do for an item, of `cases.NEEDS`.
+
+        Nothing, where a suite does not say otherwise; the cut deals items out by it.
+        """
+        return frozenset()
+
     @abstractmethod
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run some of the items; each is in the tally once, or the table takes it for failed.

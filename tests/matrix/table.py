@@ -116,30 +116,53 @@ def _let_through(jobs: Sequence[Job], only: Mapping[str, Sequence[str]]) -> list
 def cut(only: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Job]:
     """Few cells of each suite, in which every value of every axis is, and its items once each.
 
-    A suite may say that only some of its items belong to the cut. Of all that, what *only* lets
-    through.
+    A suite may say that only some of its items belong to the cut. Where it has fewer items than
+    there are cells, some are there again. Of all that, what *only* lets through.
     """
     jobs = []
     for number, suite in enumerate(SUITES):
         cells = _covering(suite, number)
-        for turn, cell in enumerate(cells):
-            items = suite.cut_items()[turn :: len(cells)]
-            if items:
-                jobs.append(Job(suite, cell, items, cut=True))
+        for cell, items in zip(cells, _dealt(suite, cells), strict=True):
+            jobs.append(Job(suite, cell, items, cut=True))
     return _let_through(jobs, only)
+
+
+def _dealt(suite: Suite, cells: Sequence[Cell]) -> list[list[str]]:
+    """The items of the cut for each of *cells*: evenly, where the volume can do what they need."""
+    hands: list[list[str]] = [[] for _ in cells]
+    able = {
+        item: [
+            hand
+            for hand, cell in zip(hands, cells, strict=True)
+            if not suite.needs(item) & LACKS[cell.volume]
+        ]
+        for item in suite.cut_items()
+    }
+    for item, some in able.items():
+        min(some or hands, key=len).append(item)
+    for number, hand in enumerate(hands):
+        if not hand:
+            good = [item for item, some in able.items() if any(hand is one for one in some)]
+            choice = good or list(able)
+            hand.append(choice[number % len(choice)])
+    return hands
 
 
 def _covering(suite: Suite, shift: int) -> list[Cell]:
     """As many cells as the longest axis has values; *shift* makes suites differ in which."""
-    axes = [suite.volumes, suite.guests, suite.places, suite.modes]
+    count = max(map(len, (suite.volumes, suite.guests, suite.places, suite.modes)))
+    on_host = (0, 1 + shift % max(count - 1, 1))
     cells = []
-    for turn in range(max(map(len, axes))):
-        values = [
-            # The other axes turn on by one more each time that they have come round.
+    for turn in range(count):
+        guest, mode = (
+            # They turn on by one more each time that they have come round.
             axis[(turn + turn // len(axis) + shift) % len(axis)] if axis else "-"
-            for axis in axes[1:]
-        ]
-        cells.append(Cell(suite.name, suite.volumes[turn % len(suite.volumes)], *values))
+            for axis in (suite.guests, suite.modes)
+        )
+        # In the sysroot it is the volume that makes the difference; the first one does not fold.
+        place = suite.places[-1 if turn in on_host else 0] if suite.places else "-"
+        volume = suite.volumes[turn % len(suite.volumes)]
+        cells.append(Cell(suite.name, volume, guest, place, mode))
     return cells
 
 
