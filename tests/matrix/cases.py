@@ -50,9 +50,6 @@ NEEDS: Final = {
     "owners": "the volume keeps no owners",
     "special-files": "the volume has no fifos and devices",
     "xattrs": "the volume has no extended attributes",
-    "case": "the volume takes names for one that differ in case only",
-    "ill-formed-names": "the volume refuses names that are not UTF-8",
-    "any-names": "the volume refuses some characters in names",
     "sparse": "the volume stores the holes of a file",
     "blocks": "the volume counts the blocks of a file later, or not at all",
     "fine-times": "the volume rounds times, or does not have all of them",
@@ -61,7 +58,7 @@ NEEDS: Final = {
     "setgid-kept": "the volume clears set-gid at every change of owner",
     "large-ids": "the volume has no user ids of more than 31 bits",
     "open-renames": "the volume counts a link too many of a file that was renamed while open",
-    "atimes": "the volume keeps no times of access",
+    "atimes": "the volume sets no time of access by itself",
     "any-targets": "the volume refuses targets of symbolic links that are not UTF-8",
     "iota-subscripts": "the volume loses a rename between two forms of an iota subscript",
 }

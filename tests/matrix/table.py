@@ -51,19 +51,24 @@ from tests.matrix.suites import SUITES
 from tests.matrix.volumes import VolumeError, mounts_below, sweep
 from tests.mounts import watchdog
 
-_FUSE = frozenset({"removed-directories"})
-_ZFS = _FUSE | {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "directory-links"}
+_ZFS = frozenset(
+    {"xattrs", "fine-times", "blocks", "setgid-kept", "large-ids", "removed-directories"}
+)
 LACKS: Final[Mapping[str, frozenset[str]]] = {
     "ext4": frozenset(),
     "zfs": _ZFS,
     "zfs-formd": _ZFS | {"iota-subscripts"},
     # Not that it folds, nor which names it refuses: those the guest does not see.
-    "exfat": _ZFS
-    | {"symlinks", "hard-links", "modes", "owners", "special-files", "sparse", "atimes"},
-    "lowntfs": _FUSE
-    | {"blocks", "directory-links", "fine-times", "large-ids", "open-renames"}
-    | {"any-targets"},
-    "caseless": _FUSE | {"xattrs", "blocks", "directory-links", "sparse", "atimes"},
+    "exfat": frozenset(
+        {"symlinks", "hard-links", "modes", "owners", "special-files", "xattrs", "sparse"}
+        | {"fine-times", "setgid-kept", "large-ids", "directory-links", "removed-directories"}
+        | {"atimes", "any-targets"}
+    ),
+    "lowntfs": frozenset(
+        {"directory-links", "fine-times", "large-ids", "open-renames", "any-targets"}
+        | {"removed-directories"}
+    ),
+    "caseless": frozenset({"xattrs", "sparse"}),
 }
 """What a volume cannot do, of `cases.NEEDS`: what differs for it in the sysroot is excused."""
 
