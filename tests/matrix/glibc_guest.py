@@ -21,13 +21,11 @@ from tests.matrix.building import (
     private_apt,
     say,
 )
-from tests.matrix.guest_root import link_names, make_skeleton
+from tests.matrix.guest_root import LIBEXEC, link_names, make_skeleton
 
 LOADER: Final = "lib64/ld-linux-x86-64.so.2"
 _LIBRARIES: Final = "lib/x86_64-linux-gnu"
 _PACKAGES: Final = ("coreutils", "busybox")
-#: Its library is in a libexec folder that the musl guests have not.
-_LEFT_OUT: Final = ("stdbuf",)
 #: Debian has these from other projects, so they are busybox's here, in GNU's place.
 _NOT_GNU: Final = ("hostname", "kill", "uptime")
 
@@ -39,8 +37,10 @@ def glibc(root: Path, work: Path, run: Runner) -> str:
     make_skeleton(root)
     coreutils, busybox = (trees[name] for name in _PACKAGES)
     for program in _programs(coreutils):
-        if program.name not in _LEFT_OUT:
-            shutil.copy(program, root / "usr/bin" / program.name)
+        shutil.copy(program, root / "usr/bin" / program.name)
+    (root / LIBEXEC / "coreutils").mkdir(parents=True)
+    library = "coreutils/libstdbuf.so"
+    shutil.copy(one(coreutils, f"**/{library}"), root / LIBEXEC / library)
     shutil.copy(one(busybox, "**/bin/busybox"), root / "bin/busybox")
     _take_libraries(trees.values(), root)
     start = [str(root / LOADER), "--library-path", str(root / _LIBRARIES)]

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+LIBEXEC: Final = "usr/libexec"
+"""Where coreutils has the library of stdbuf."""
+
 _FOLDERS: Final = ("bin", "usr/bin", "etc", "tmp", "root", "proc", "sys", "dev")
 _PASSWD: Final = """\
 root:x:0:0:guest root:/root:/bin/sh

@@ -25,7 +25,7 @@ from tests.matrix.building import (
     prove,
     say,
 )
-from tests.matrix.guest_root import link_names, make_skeleton
+from tests.matrix.guest_root import LIBEXEC, link_names, make_skeleton
 
 # Applets that do not compile against musl or against newer kernel headers, and ones that would
 # need libraries the guest has not.
@@ -118,7 +118,9 @@ def _build_coreutils(tree: Path, make: _Maker) -> None:
         "--without-selinux",
         "--without-openssl",
         "--disable-libcap",
-        "--enable-no-install-program=stdbuf",  # its library needs the installed libexec folder
+        # It works by a library that is loaded before the others, which a static program has not.
+        *(["--enable-no-install-program=stdbuf"] if make.static else []),
+        f"--libexecdir=/{LIBEXEC}",
         "--enable-install-program=arch,hostname",
     ]
     make.run(configure, cwd=tree, env=early)
@@ -131,6 +133,8 @@ def _build_coreutils(tree: Path, make: _Maker) -> None:
     # Not with its own `install`, which cannot start outside the sysroot either.
     own = ["INSTALL=install", "INSTALL_PROGRAM=install", "cu_install_program=install"]
     make.run([*command, *own, "install-exec", f"DESTDIR={place}"], cwd=tree, env=env)
-    for program in sorted((place / "usr/bin").iterdir()):
-        make.run(["strip", str(program)])
-        shutil.copy(program, make.root / "usr/bin" / program.name)
+    for folder in ("usr/bin", f"{LIBEXEC}/coreutils"):
+        for file in sorted((place / folder).glob("*")):
+            make.run(["strip", str(file)])
+            (make.root / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, make.root / folder / file.name)
