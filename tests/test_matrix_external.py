@@ -88,7 +88,9 @@ def test_a_line_for_what_no_longer_fails_plainly_is_a_failure() -> None:
     good = {"fly.tests": PASS}
     tally = judge(CELL, good, good, parse_list("= no wings\nplain all fly.tests\n"))
     assert list(tally.failures) == ["fly.tests"]
-    assert judge(CELL, good, good, parse_list("~ wind\nplain all fly.tests\n")).passed == ["fly.tests"]
+    assert judge(CELL, good, good, parse_list("~ wind\nplain all fly.tests\n")).passed == [
+        "fly.tests"
+    ]
 
 
 def test_what_differs_has_failed_in_its_own_words() -> None:

@@ -186,17 +186,15 @@ def get_extended_flags(tree: Tree, number: int) -> bytes:
     return _flags(tree, number, lambda fd: fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_BYTES)))
 
 
-def _check_flags(
-    tree: Tree, number: int, fd: int, caller: Caller, changed: int, guarded: int, append: int
-) -> None:
+def _check_flags(fd: int, caller: Caller, changed: int, guarded: int, append: int) -> None:
     """Raise unless *caller* may change the flags *changed*, of which *guarded* are root's.
 
     Today's kernels have looked already, older ones (before 5.13) leave it to the server.
     """
     if caller.uid and (caller.uid != os.fstat(fd).st_uid or changed & guarded):
         raise error(errno.EPERM)
-    if changed & append and tree.opens_skipped:
-        # Nobody says who has opened the file to append to it.
+    if changed & append:
+        # The guest's kernel says where to write, and such a file takes only appends (`files`).
         raise error(errno.EOPNOTSUPP)
 
 
@@ -213,9 +211,7 @@ def set_extended_flags(tree: Tree, number: int, value: bytes, caller: Caller) ->
         )
         if caller.uid and project != wanted:
             raise error(errno.EPERM)
-        _check_flags(
-            tree, number, fd, caller, before ^ after, _X_IMMUTABLE | _X_APPEND, _X_APPEND & after
-        )
+        _check_flags(fd, caller, before ^ after, _X_IMMUTABLE | _X_APPEND, _X_APPEND & after)
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, value)
 
     _flags(tree, number, act)
@@ -233,7 +229,7 @@ def set_flags(tree: Tree, number: int, flags: int, caller: Caller) -> None:
         if changed & FS_CASEFOLD_FL:
             raise error(errno.EOPNOTSUPP)
         guarded = _IMMUTABLE | _APPEND | _JOURNAL_DATA
-        _check_flags(tree, number, fd, caller, changed, guarded, _APPEND & flags)
+        _check_flags(fd, caller, changed, guarded, _APPEND & flags)
         (below,) = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))
         wanted = flags & ~FS_CASEFOLD_FL | below & FS_CASEFOLD_FL
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", wanted))

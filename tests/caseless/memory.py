@@ -35,6 +35,8 @@ from sidecar import casefold
 from tests.matrix.volumes import Volume
 
 UNITS_MAX: Final = 255
+FILE_MAX: Final = 256 << 20
+"""Bytes of a file: all of it is in memory."""
 """The longest name, in UTF-16 units."""
 
 _PATIENCE: Final = 10.0
@@ -269,6 +271,8 @@ class Caseless(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         node = self.nodes[inode]
+        if fields.update_size and attr.st_size > FILE_MAX:
+            raise FUSEError(errno.EFBIG)
         node.ctime = time.time_ns()
         if fields.update_size:
             del node.data[attr.st_size :]
@@ -320,6 +324,8 @@ class Caseless(pyfuse3.Operations):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         node = self.nodes[fh]
+        if off + len(buf) > FILE_MAX:
+            raise FUSEError(errno.EFBIG)
         node.data.extend(bytes(max(0, off - len(node.data))))
         node.data[off : off + len(buf)] = buf
         node.mtime = node.ctime = time.time_ns()
