@@ -319,13 +319,19 @@ def _is_zfs_daemon(pid: int) -> bool:
 
 
 def _export_pool(pool: str) -> None:
-    """Give a pool back if there is one; VolumeError where the daemon keeps it or is silent."""
-    deadline = time.monotonic() + _PATIENCE
+    """Give a pool back if there is one; VolumeError where the daemon keeps it or is silent.
+
+    A process of a mount namespace of its own may still have it: it is waited for.
+    """
+    began = time.monotonic()
     while (pools := _pools()) is None or pool in pools:
         if _try("zpool", "export", pool):
             return
-        if time.monotonic() > deadline:
+        passed = time.monotonic() - began
+        if passed > 6 * _PATIENCE:
             _run("zpool", "export", "-f", pool)
+            return
+        if passed > _PATIENCE and _try("zpool", "export", "-f", pool):
             return
         time.sleep(0.05)
 
