@@ -328,7 +328,7 @@ def _export_pool(pool: str) -> None:
         if _try("zpool", "export", pool):
             return
         passed = time.monotonic() - began
-        if passed > 6 * _PATIENCE:
+        if passed > (_PATIENCE if pools is None else 6 * _PATIENCE):
             _run("zpool", "export", "-f", pool)
             return
         if passed > _PATIENCE and _try("zpool", "export", "-f", pool):
