@@ -158,8 +158,11 @@ def _open(dirfd: int, name: bytes, flags: int) -> int:
         if failure.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise DamagedIndex("it is no regular file") from None
         raise
-    # It may have come in between.
-    if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        # It may have come in between.
+        if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+            raise DamagedIndex("it is no regular file")
+    except BaseException:
         os.close(fd)
-        raise DamagedIndex("it is no regular file")
+        raise
     return fd
