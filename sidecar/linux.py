@@ -88,6 +88,7 @@ def failure(filename: bytes | None = None, filename2: bytes | None = None) -> OS
 # --- opening and renaming -------------------------------------------------------------
 
 _SYS_OPENAT2: Final = 437  # the same on every architecture that has openat2 but alpha
+_TRIES: Final = 256  # with their pauses about three seconds
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _syscall: Final = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -97,12 +98,13 @@ def openat2(dirfd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int 
     """Open a path under the RESOLVE_* restrictions of openat2(2); return a descriptor.
 
     The descriptor is not inherited by programs (O_CLOEXEC), as with `os.open`. `mode` must
-    be 0 unless `flags` creates something. A walk that the kernel gave up because of a
-    concurrent rename (EAGAIN under RESOLVE_BENEATH and RESOLVE_IN_ROOT) is tried again a
-    few times; EAGAIN that still comes out means that the tree does not stand still.
+    be 0 unless `flags` creates something. A walk through `..` that the kernel gave up, as
+    it does under RESOLVE_BENEATH and RESOLVE_IN_ROOT while anything on the machine is renamed
+    or mounted (EAGAIN), is tried again for some seconds.
     """
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
-    patience = 0 if resolve & RESOLVE_CACHED else 16
+    scoped = resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT) and not resolve & RESOLVE_CACHED
+    tries = 0
     _check_path(path)
     while True:
         fd: int = _syscall(
@@ -115,8 +117,10 @@ def openat2(dirfd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int 
         if fd >= 0:
             return fd
         code = _get_errno()
-        if code == errno.EAGAIN and patience and resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT):
-            patience -= 1
+        if code == errno.EAGAIN and scoped and tries < _TRIES:
+            tries += 1
+            # The next moment may be as busy: a few at once, then ever more seldom.
+            time.sleep(max(0, tries - 8) / 1e4)
         elif code != errno.EINTR:
             raise failure(path)
 

@@ -101,6 +101,30 @@ def test_openat2_in_root(tmp_path: Path, dirfd: int) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize(("resolve", "patient"), [(linux.RESOLVE_IN_ROOT, True), (0, False)])
+def test_openat2_outlasts_renames_elsewhere(
+    tmp_path: Path, dirfd: int, monkeypatch: pytest.MonkeyPatch, resolve: int, patient: bool
+) -> None:
+    """A machine that is busy renaming makes the kernel give up dozens of times: not the caller."""
+    (tmp_path / "a").mkdir()
+    real = linux._syscall
+    refused: list[tuple[object, ...]] = []
+
+    def busy(*arguments: object) -> int:
+        if len(refused) < 60:
+            refused.append(arguments)
+            ctypes.set_errno(errno.EAGAIN)
+            return -1
+        return int(real(*arguments))
+
+    monkeypatch.setattr(linux, "_syscall", busy)
+    if patient:
+        os.close(linux.openat2(dirfd, b"a/..", os.O_PATH, resolve=resolve))
+    else:
+        with pytest.raises(BlockingIOError):
+            linux.openat2(dirfd, b"a/..", os.O_PATH, resolve=resolve)
+
+
 def test_a_nul_never_shortens_a_name(dirfd: int) -> None:
     """A name with a NUL is refused before C can read a shorter one."""
     for call in (

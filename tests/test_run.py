@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -502,12 +503,32 @@ def _hang_the_start(guest: Guest) -> None:
 def _is_starting(pid: int) -> bool:
     """Whether the runner has its two processes and the second has a child, the command to be."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return len(children) == 2 and any(
-            Path(f"/proc/{child}/task/{child}/children").read_text() for child in children
-        )
+        children = _children(pid)
+        return len(children) == 2 and any(map(_children, children))
     except FileNotFoundError:
         return False
+
+
+def _children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def _command_and_monitor(pid: int) -> tuple[int, int]:
+    """Of the run that *pid* has started; the command is still to be."""
+    ((monitor, (program,)),) = [
+        (child, below) for child in _children(pid) if (below := _children(child))
+    ]
+    return program, monitor
+
+
+def _written(fifo: Path) -> bool:
+    """Whether somebody reads there; who does has an empty file."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM"])
@@ -523,6 +544,24 @@ def test_a_signal_before_the_command_runs_ends_the_run(guest: Guest, name: str) 
         assert (run.wait(), run.stdout and run.stdout.read()) == (128 + number, b"")
         assert run.stderr and run.stderr.read() == b""
         assert no_process_of(mark)
+
+
+def test_a_signal_right_after_the_start_is_passed_on(guest: Guest) -> None:
+    """Who has seen the command run and signals it reaches it, though the monitor is behind."""
+    _hang_the_start(guest)
+    with guest.start(COUNTER, "--user", "1000") as run:
+        wait_until(lambda: _is_starting(run.pid))
+        program, monitor = _command_and_monitor(run.pid)
+        os.kill(monitor, signal.SIGSTOP)
+        wait_until(lambda: state_of(monitor) == "T")
+        # A fifo has its two ends in one mount: the guest's.
+        wait_until(lambda: _written(Path(f"/proc/{program}/root/etc/passwd")))
+        assert run.stdout
+        assert run.stdout.readline() == f"ready {program}\n".encode()
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGUSR1)
+        assert {run.stdout.readline(), run.stdout.readline()} == {b"INT\n", b"USR1\n"}
+        assert _said_by_counter(run) == []
 
 
 def test_an_ignored_signal_does_not_end_the_start(guest: Guest) -> None:

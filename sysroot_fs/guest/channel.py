@@ -32,6 +32,8 @@ class Kind(enum.Enum):
     """The program cannot be started: *number* is the exit status, *text* the sentence."""
     STARTED = b"S"
     """The program runs."""
+    INTERRUPTED = b"I"
+    """The signal *number* came before the program was started, which now never is."""
     STOPPED = b"Z"
     """The program was stopped by the signal *number*."""
     ENDED = b"X"
@@ -42,7 +44,7 @@ class Kind(enum.Enum):
     """The descriptor to serve the mount with, and the user namespace that it belongs to; *text* is
     the mount's device."""
     SIGNAL = b"s"
-    """Pass the signal *number* on to the program."""
+    """Pass the signal *number* on to the program, or do not start it."""
     CONTINUE = b"c"
     """The program may go on after a stop."""
 

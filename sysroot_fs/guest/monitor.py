@@ -184,19 +184,39 @@ class Monitor:
             with contextlib.suppress(OSError):  # the child does it too; the first one counts
                 os.setpgid(program, program)
         with open(reader, "rb") as pipe:
-            # The guest may have it wait for ever (an /etc/passwd that is a fifo): until the runner
-            # gives up. It has the signals blocked still, and nothing to clean up.
-            ready, _, _ = select.select([reader, self.runner.fileno()], [], [])
-            said = pipe.read() if reader in ready else None
+            early = self._await(reader)
+            # With execve the pipe is closed before the program can do anything: whoever has seen
+            # it do something, and sent a signal then, has that passed on.
+            said = pipe.read() if _is_readable(reader) else None
         self._let_go()
         if said is None:
+            # It has the signals blocked still, and nothing to clean up.
             os.kill(program, signal.SIGKILL)
+            if early is not None:
+                self._tell(Message(Kind.INTERRUPTED, early.number))
         elif said:
             status, _, text = said.partition(b" ")
             self._tell(Message(Kind.REFUSED, int(status), text))
         else:
             self._tell(Message(Kind.STARTED))
+            if early is not None:
+                self._obey(early, program)
         return program
+
+    def _await(self, reader: int) -> Message | None:
+        """Until the program has said how it starts, or a signal or the runner's end comes first.
+
+        The guest may have it wait for ever (an /etc/passwd that is a fifo). The value is what the
+        runner has said of a signal that ends what has not started.
+        """
+        while True:
+            ready, _, _ = select.select([reader, self.runner.fileno()], [], [])
+            if reader in ready:
+                return None
+            message = self.runner.receive()
+            # Blocked signals come even if they are ignored, as by nohup(1).
+            if message is None or signal.getsignal(message.number) is not signal.SIG_IGN:
+                return message
 
     def _let_go(self) -> None:
         """From here on nobody but the program holds what the caller has given."""
@@ -293,6 +313,10 @@ class Monitor:
                 while time.monotonic() < deadline:
                     if os.waitpid(-1, os.WNOHANG)[0] == 0:
                         time.sleep(0.01)
+
+
+def _is_readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
 
 
 def _signal_group(program: int, *numbers: signal.Signals) -> None:

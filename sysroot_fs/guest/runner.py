@@ -70,6 +70,8 @@ class Runner:
     _relay: Relay | None = field(init=False, default=None)
     _description: bytes = field(init=False, default=b"")
     _namespace: int | None = field(init=False, default=None)
+    _entered: bool = field(init=False, default=False)
+    """Whether the monitor was told to start the program."""
     _started: bool = field(init=False, default=False)
     _interrupted: signal.Signals | None = field(init=False, default=None)
     _status: int | None = field(init=False, default=None)
@@ -246,6 +248,10 @@ class Runner:
                     self._relay = Relay(self._outer, master)
                     self._outer.raw()
                 self._guest.send(Message(Kind.CONTINUE))
+                self._entered = True
+            case Kind.INTERRUPTED:
+                self._interrupted = signal.Signals(message.number)
+                self._give_up()
             case Kind.STARTED:
                 self._started = True
                 self._let_go()
@@ -279,8 +285,11 @@ class Runner:
                 self._relay.resize()
         elif number is signal.SIGHUP and self._relay is not None and self._relay.hung_up_now():
             self._relay.hang_up()
-        elif self._started:
+        elif self._entered:
+            # Whether the program has started is the monitor's to say: its word may be under way.
             self._guest.send(Message(Kind.SIGNAL, number))
+            if not self._started:
+                os.kill(self._monitor, signal.SIGCONT)  # it may have been stopped
         # Blocked signals come even if they are ignored, as by nohup(1).
         elif signal.getsignal(number) is not signal.SIG_IGN:
             self._interrupted = number
