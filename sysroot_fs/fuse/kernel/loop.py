@@ -50,9 +50,12 @@ class Loop:
 
     door: Door
     debug: bool = False
+    beside: dict[int, Callable[[], object]] = field(factory=dict)
+    """Other descriptors to wait for, with what to do when one can be read, between requests."""
     counts: list[int] = field(factory=lambda: [0] * abi.OPCODES, init=False)
     """Requests of each opcode so far."""
     _wake: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC), init=False)
+    _stopped: bool = field(default=False, init=False)
     _pool: ThreadPoolExecutor = field(
         factory=lambda: ThreadPoolExecutor(_WAITING, "fsync"), init=False
     )
@@ -71,6 +74,7 @@ class Loop:
 
     def stop(self) -> None:
         """Have `run` return after the request that it is at. From any thread."""
+        self._stopped = True
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
@@ -92,11 +96,12 @@ class Loop:
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
         poll = select.poll()
         poll.register(device, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        for fd in (self._wake, *self.beside):
+            poll.register(fd, select.POLLIN)
         wait = poll.poll
         body = abi.IN_HEADER.size
         # Looked up once: each dot costs as much as a comparison.
-        readv, wake, tree, debug = os.readv, self._wake, self.door.tree, self.debug
+        readv, tree, debug = os.readv, self.door.tree, self.debug
         buffers = [buffer]
         served = self.door.served
         while True:
@@ -108,8 +113,12 @@ class Loop:
                 served.settle()
             if not events:
                 continue
-            if events[0][0] == wake or len(events) > 1:
-                return
+            if events[0][0] != device or len(events) > 1:
+                self._look_beside(events)
+                if self._stopped:
+                    return
+                if all(fd != device for fd, _ in events):
+                    continue
             try:
                 length = readv(device, buffers)
             except OSError as error:
@@ -150,6 +159,14 @@ class Loop:
             if opcode in _UNANSWERED:
                 continue
             self._reply(unique, code, reply)
+
+    def _look_beside(self, events: list[tuple[int, int]]) -> None:
+        for fd, _ in events:
+            act = self.beside.get(fd)
+            if act is not None:
+                act()
+        if self.door.tree.forgotten:
+            self._forget()
 
     def _reply(self, unique: int, code: int, reply: Reply) -> None:
         head = _pack_header(_HEAD + len(reply), -code, unique)
