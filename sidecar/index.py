@@ -180,6 +180,15 @@ class DirectoryIndex:
         """Believe nothing without a look: something depends on the next answer."""
         self._believed = 0
 
+    def distrust(self) -> None:
+        """Somebody else has changed the directory: its times need not say so."""
+        self._stamp, self._believed = None, 0
+
+    def guest_of(self, stored: bytes) -> bytes | None:
+        """The guest name of the entry *stored* as of the last scan, None where it has none."""
+        tokens = {held: name for name, held in self.rows.items()} if is_token(stored) else {}
+        return self._guest(stored, tokens)
+
     def _spelled(self, dirfd: int, stored: bytes) -> bool:
         """Whether an entry that answers to *stored* is spelled exactly so.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import linux
+from tests import caches
 from tests.children import code_of, in_child
 from tests.mounts import Mounter
 
@@ -27,7 +28,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _make_the_kernel_forget() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+    caches.drop()
 
 
 def _wait_until(condition: Callable[[], bool]) -> bool:

@@ -42,6 +42,8 @@ GOOD = [
     ("subtype=other", "subtype", b"other"),
     ("entry_timeout=0", "entry_timeout", 0.0),
     ("attr_timeout=2.5", "attr_timeout", 2.5),
+    ("coherence=exclusive", "coherence", "exclusive"),
+    ("host_coherence=none", "host_coherence", "none"),
     ("negative_timeout=1e3", "negative_timeout", 1000.0),
     ("auto_unmount", "auto_unmount", True),
     ("max_read=131072", "max_read", 131072),

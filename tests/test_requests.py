@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from tests import caches
 from tests.mounts import Mount, Mounter
 from tests.runs import wait_until
 
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
 _LINE: Final = re.compile(r"requests: (.*)")
 _LATER: Final = {"release", "releasedir", "forget", "batch_forget"}
 """Requests that the kernel sends when it likes; nobody waits for them."""
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Iterator[None]:
+    """What the kernel remembers is counted on."""
+    with caches.kept():
+        yield
 
 
 @pytest.fixture

@@ -62,9 +62,11 @@ class Settings:
     fold_key: str = "unicode"
     merge: bool = False
     read_only: bool = False
-    entry_timeout: float = 1.0
-    attr_timeout: float = 1.0
-    negative_timeout: float = 1.0
+    coherence: str = "watched"
+    host_coherence: str = "shared"
+    entry_timeout: float | None = None
+    attr_timeout: float | None = None
+    negative_timeout: float | None = None
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
@@ -129,7 +131,20 @@ def _own(name: str, kind: Kind, text: str, default: str, **more: Any) -> Option:
 
 def _seconds(name: str, text: str) -> Option:
     return Option(
-        name, Kind.SECONDS, Group.CACHE, text, sets=name, default="1.0", metavar="SECONDS"
+        name, Kind.SECONDS, Group.CACHE, text, sets=name, default="as coherence says",
+        metavar="SECONDS",
+    )  # fmt: skip
+
+
+def _coherence(name: str, whose: str, default: str) -> Option:
+    return _own(
+        name,
+        Kind.CHOICE,
+        f"who else writes {whose}: nobody (exclusive), hardly anybody (watched), anybody (shared); "
+        "none remembers nothing",
+        default,
+        choices=("exclusive", "watched", "shared", "none"),
+        group=Group.CACHE,
     )
 
 
@@ -228,6 +243,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         constant=True,
         long=True,
     ),
+    _coherence("coherence", "the sysroot", "watched"),
+    _coherence("host_coherence", "the host's tree", "shared"),
     _seconds("entry_timeout", "a name that was found"),
     _seconds("attr_timeout", "a file's attributes"),
     _seconds("negative_timeout", "a name that was absent"),
@@ -473,7 +490,10 @@ def describe(column: int = 32) -> str:
         for row in rows:
             if row.help:
                 text = textwrap.wrap(row.meaning, 96 - column)
-                lines.append(f"  {row.usage}".ljust(column) + text[0])
-                lines.extend(" " * column + line for line in text[1:])
+                usage = f"  {row.usage}"
+                if len(usage) < column:
+                    usage = usage.ljust(column) + text.pop(0)
+                lines.append(usage)
+                lines.extend(" " * column + line for line in text)
         lines.append("")
     return "\n".join(lines).rstrip()

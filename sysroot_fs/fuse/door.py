@@ -20,12 +20,14 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from sidecar.linux import Stat
 from sidecar.twin import Caller
-from sysroot_fs.fuse.epoch import Epoch
+from sysroot_fs.fuse.epoch import Epoch, device_of_this_process
 from sysroot_fs.fuse.failures import errno_of
+from sysroot_fs.fuse.notices import Notices
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
 from sysroot_fs.tree.files import Handle
+from sysroot_fs.tree.inodes import Inode
 from sysroot_fs.tree.listing import Listing
 from sysroot_fs.tree.lookup import Miss
 
@@ -90,7 +92,9 @@ class Door(pyfuse3.Operations):
         self.tree = tree
         self.negotiated = False
         self._ready = ready
-        self._attr_timeout = tree.config.attr_timeout
+        self._notices: Notices | None = None
+        self._changes: int | None = None
+        self._started = trio.Event()
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
         self._next = 1
@@ -98,12 +102,12 @@ class Door(pyfuse3.Operations):
 
     # --- small conversions -------------------------------------------------------------------
 
-    def _attributes(self, number: int, stat: Stat, entry_timeout: float) -> EntryAttributes:
+    def _attributes(self, inode: Inode, stat: Stat, entry_timeout: float) -> EntryAttributes:
         entry: Any = EntryAttributes()
-        entry.st_ino = number
+        entry.st_ino = inode.id
         entry.generation = 0
         entry.entry_timeout = entry_timeout
-        entry.attr_timeout = self._attr_timeout
+        entry.attr_timeout = self.tree.coherence.attributes(inode, stat)
         entry.st_mode = stat.mode
         entry.st_nlink = stat.nlink
         entry.st_uid = self._owners.users.get(stat.uid, stat.uid)
@@ -118,7 +122,7 @@ class Door(pyfuse3.Operations):
         return entry  # type: ignore[no-any-return]
 
     def _entry(self, entry: Entry) -> EntryAttributes:
-        return self._attributes(entry.inode.id, entry.stat, entry.timeout)
+        return self._attributes(entry.inode, entry.stat, entry.timeout)
 
     def _keep(self, handle: Handle) -> FileInfo:
         number = self._next
@@ -213,7 +217,8 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(inode, attributes.getattr_(self.tree, inode), 0)
+        stat = attributes.getattr_(self.tree, inode)
+        return self._attributes(self.tree.inodes[inode], stat, 0)
 
     @_answering
     async def setattr(
@@ -234,7 +239,8 @@ class Door(pyfuse3.Operations):
         )
         handle = None if fh is None else self._handles.get(fh)
         fd = handle.descriptor.fd if handle is not None and handle.writable else None
-        return self._attributes(inode, attributes.setattr_(self.tree, inode, changes, fd), 0)
+        stat = attributes.setattr_(self.tree, inode, changes, fd)
+        return self._attributes(self.tree.inodes[inode], stat, 0)
 
     @_answering
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -347,4 +353,21 @@ class Door(pyfuse3.Operations):
         if self._mountpoint is not None:
             self._epoch = Epoch.of_this_process(self._mountpoint)
         self.tree.forgets_at_once = self._epoch is not None
+        device = device_of_this_process()
+        if device is not None:
+            self._notices = Notices(device)
+            self._changes = self.tree.coherence.start(self._notices.changed)
+        self._started.set()
         self._ready()
+
+    async def watch(self) -> None:
+        """Tell the kernel what changes behind the mount, until cancelled."""
+        await self._started.wait()
+        while self._changes is not None:
+            await trio.lowlevel.wait_readable(self._changes)
+            self.tree.coherence.read()
+
+    def close(self) -> None:
+        """Tell the kernel nothing any more."""
+        if self._notices is not None:
+            self._notices.close()

@@ -27,6 +27,19 @@ _NEW_EPOCH: Final = _OUT_HEADER.pack(_OUT_HEADER.size, _INC_EPOCH, 0)
 _DEVICE: Final = os.makedev(10, 229)
 
 
+def device_of_this_process() -> int | None:
+    """The descriptor that serves the only mount that this process serves."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            seen = os.fstat(int(name))
+        except OSError:
+            continue  # the listing's own
+        if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == _DEVICE:
+            found.append(int(name))
+    return found[0] if len(found) == 1 else None
+
+
 @final
 @frozen
 class Epoch:
@@ -39,15 +52,8 @@ class Epoch:
     @classmethod
     def of_this_process(cls, mountpoint: bytes) -> Self | None:
         """That of the only mount that this process serves, None where the kernel has none."""
-        found = []
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                seen = os.fstat(int(name))
-            except OSError:
-                continue  # the listing's own
-            if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == _DEVICE:
-                found.append(int(name))
-        return cls.on(found[0], mountpoint) if len(found) == 1 else None
+        fd = device_of_this_process()
+        return None if fd is None else cls.on(fd, mountpoint)
 
     @classmethod
     def on(cls, fd: int, mountpoint: bytes) -> Self | None:

@@ -75,7 +75,7 @@ def serve(
     clean = False
     ended_by: list[signal.Signals] = []
     try:
-        trio.run(_main, ended_by)
+        trio.run(_main, door, ended_by)
         clean = True
     finally:
         try:
@@ -84,6 +84,7 @@ def serve(
             if clean:
                 raise
             log.exception("unmounting failed")
+        door.close()
         tree.close()
     # A signal may come before the first request: that is no failure.
     if not door.negotiated and not ended_by:
@@ -119,9 +120,10 @@ def _sockets() -> set[int]:
     return found
 
 
-async def _main(ended_by: list[signal.Signals]) -> None:
+async def _main(door: Door, ended_by: list[signal.Signals]) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, ended_by)
+        nursery.start_soon(door.watch)
         # Only fsync ever waits, in a thread. More tasks than trio has threads for them: on a volume
         # that hangs the other requests are still answered.
         await pyfuse3.main(min_tasks=1, max_tasks=64)

@@ -26,6 +26,7 @@ from sidecar.naming import Policy
 from sidecar.presence import Presence
 from sidecar.twin import Guard, Twin
 from sidecar.walk import CIOPFS, VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
+from sysroot_fs.tree.coherence import Coherence
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
 from sysroot_fs.tree.spellings import Spellings
@@ -41,7 +42,11 @@ TWIN_SECONDS: Final = 1.0
 
 @frozen(kw_only=True)
 class TreeConfig:
-    """What a tree is made of. Paths are bytes; timeouts are seconds, zero for no caching."""
+    """What a tree is made of. Paths are bytes.
+
+    Timeouts are seconds, zero for no caching; None leaves them to `coherence`, the one of the
+    sysroot, and `host_coherence` (`sysroot_fs.tree.coherence`).
+    """
 
     sysroot: bytes
     host: bytes | None = b"/"
@@ -57,9 +62,11 @@ class TreeConfig:
     fold_key: str = "unicode"
     merge: bool = False
     read_only: bool = False
-    entry_timeout: float = 1.0
-    attr_timeout: float = 1.0
-    negative_timeout: float = 1.0
+    coherence: str = "watched"
+    host_coherence: str = "shared"
+    entry_timeout: float | None = None
+    attr_timeout: float | None = None
+    negative_timeout: float | None = None
 
 
 @frozen(slots=True)
@@ -94,6 +101,7 @@ class Tree:
     inodes: Inodes = field(init=False)
     presence: Presence = field(init=False)
     spellings: Spellings = field(factory=Spellings, init=False)
+    coherence: Coherence = field(init=False)
     forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
     """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
     opens_skipped: bool = field(default=False, init=False)
@@ -129,9 +137,14 @@ class Tree:
         self._twin_limit = max(16, min(soft // 16, 512))
         self.inodes = Inodes(root, max(64, min(soft // 4, 8192)), self.holder)
         self.inodes.ceiling = soft - max(64, min(soft // 8, 1536))
+        self.coherence = Coherence(
+            config, self.walk, self.inodes, self.place, self.twin, self.forget_twins,
+            union=config.listing == "union",
+        )  # fmt: skip
 
     def close(self) -> None:
         """Let go of what is held. Descriptors close with their last holder."""
+        self.coherence.close()
         self._twins.clear()
         self.forgotten.clear()
 
@@ -306,7 +319,7 @@ class Tree:
     def adopt(self, parent: Inode, name: bytes, found: Found) -> Entry:
         """The inode for what a step found, with one lookup more."""
         if found.stat is None:
-            return self._virtual(parent, name, found.regular)
+            return self._virtual(parent, name, found)
         stat = found.stat
         folded = found.verdict is Verdict.FOLDED
         inode = self._adopt(parent, name, found)
@@ -320,7 +333,7 @@ class Tree:
         # removal under the entry's own, and take a rename to another case for no change at all.
         private = private or folded or self.depends_on_spelling(parent, found)
         private = private or (parent.spelling().key is not None and not self.forgets_at_once)
-        return Entry(inode, stat, 0.0 if private else self.config.entry_timeout)
+        return Entry(inode, stat, 0.0 if private else self.coherence.entry(parent, name, inode))
 
     def _adopt(self, parent: Inode, name: bytes, found: Found) -> Inode:
         assert found.stat is not None
@@ -344,13 +357,14 @@ class Tree:
         traits = self.place(parent).traits
         return traits is not None and traits.needs_spelling
 
-    def _virtual(self, parent: Inode, name: bytes, regular: bool) -> Entry:
+    def _virtual(self, parent: Inode, name: bytes, found: Found) -> Entry:
         number = int.from_bytes(name[:5], "little") + parent.id
-        kind = stat_module.S_IFREG if regular else stat_module.S_IFDIR
+        kind = stat_module.S_IFREG if found.regular else stat_module.S_IFDIR
         stat = virtual_stat(kind)
         inode = self.inodes.adopt(Layer.VIRTUAL, parent, name, name, stat.mode, 0, number, False)
         # A real one may appear in another spelling.
-        return Entry(inode, stat, 0.0 if name == CIOPFS else self.config.entry_timeout)
+        private = name == CIOPFS
+        return Entry(inode, stat, 0.0 if private else self.coherence.entry(parent, name, inode))
 
     def known(self, parent: Inode, found: Found) -> Inode | None:
         """The inode of *found* if the kernel knows it."""

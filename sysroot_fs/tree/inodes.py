@@ -29,6 +29,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.linux import fd_path
 from sidecar.spelling import EXACT, Spelling
 from sidecar.walk import Layer
+from sysroot_fs.tree.remembered import Remembered
 
 ROOT_ID = 1
 FEW = 16
@@ -66,6 +67,8 @@ class Inode:
     rule: Spelling | None = None
     descriptor: Descriptor | None = None
     pinned: bool = False
+    remembered: Remembered | None = None
+    """Of a directory in which names were asked for: what the kernel may keep of them."""
     also: tuple[Inode, ...] = ()
     """Directories that are merged with this one; each is held by one lookup."""
     listed: tuple[int, int] | None = None
@@ -135,7 +138,8 @@ class Inode:
         return rule
 
 
-def _is_below(inode: Inode, top: Inode) -> bool:
+def is_below(inode: Inode, top: Inode) -> bool:
+    """Whether *inode* is *top* or, as it was last seen, below it."""
     here: Inode | None = inode
     while here is not None:
         if here is top:
@@ -153,8 +157,8 @@ class Inodes:
     holder: Callable[[Inode], Descriptor]
     ceiling: int = sys.maxsize
     """From this number on a descriptor is for work that ends with its request."""
-    dropped: Callable[[Inode], None] | None = field(default=None, init=False)
-    """Called with an inode that the kernel has let go of."""
+    dropped: list[Callable[[Inode], None]] = field(factory=list, init=False)
+    """Called with an inode that the kernel has let go of, while its descriptor is still there."""
     _by_id: dict[int, Inode] = field(factory=dict, init=False)
     _by_key: dict[Key, Inode] = field(factory=dict, init=False)
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
@@ -173,6 +177,10 @@ class Inodes:
         if inode is None:
             raise stale()
         return inode
+
+    def get(self, number: int) -> Inode | None:
+        """The inode *number*, None where the kernel does not know it."""
+        return self._by_id.get(number)
 
     def find(self, key: Key) -> Inode | None:
         """The inode that the kernel knows under *key*."""
@@ -269,9 +277,9 @@ class Inodes:
                 del self._by_key[inode.key]
             self._open.pop(inode, None)
             self._stranded.pop(inode, None)
+            for let_go in self.dropped:
+                let_go(inode)
             inode.descriptor = None
-            if self.dropped is not None:
-                self.dropped(inode)
             also, inode.also = inode.also, ()
             for other in also:
                 self.forget(other.id, 1)
@@ -299,6 +307,8 @@ class Inodes:
         """
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
+        if inode.parent is not None and inode.parent.remembered is not None:
+            inode.parent.remembered.names.pop(inode.name, None)
         if not inode.opened and self._next() >= self.ceiling:
             inode.pinned, inode.descriptor = False, None
 
@@ -383,7 +393,7 @@ class Inodes:
             if inode.layer is Layer.HOST
             and inode.parent is not None
             and inode.parent.layer is Layer.SYSROOT
-            and _is_below(inode, top)
+            and is_below(inode, top)
         ]
 
     def unpin(self, inode: Inode) -> None:

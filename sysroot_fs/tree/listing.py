@@ -55,6 +55,7 @@ def names_in(holder: Descriptor) -> list[bytes]:
 def open_listing(tree: Tree, number: int, caller: Caller) -> Listing:
     """Open the directory *number*. Nothing is read: programs hold directories without reading."""
     inode = tree.inodes[number]
+    tree.coherence.watch(inode)
     if not _times_tell(tree, inode):
         return Listing(inode, caller, lasting=False, same=False)
     seen = linux.statx(tree.inodes.descriptor(inode).fd, b"", linux.AT_EMPTY_PATH)

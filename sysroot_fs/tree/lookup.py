@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from typing import Final
 
 from attrs import frozen
 
@@ -12,6 +13,9 @@ from sidecar.walk import Absent, Found, Layer, Verdict
 from sysroot_fs.tree.core import Entry, Tree, error
 from sysroot_fs.tree.inodes import Inode
 from sysroot_fs.tree.spellings import is_respelling
+
+_SPELLINGS_SECONDS: Final = 60.0
+"""How long an absence is remembered of which all spellings have to be known."""
 
 
 @frozen(slots=True)
@@ -24,6 +28,7 @@ class Miss:
 def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | Miss:
     """What *name* is in the directory *parent_id*: its entry, one lookup more, or a miss."""
     parent = tree.inodes[parent_id]
+    tree.coherence.watch(parent)
     place = tree.place(parent)
     found = tree.walk.step(place, name, caller)
     if isinstance(found, Absent):
@@ -33,7 +38,7 @@ def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | M
         private = private or (
             found.verdict is Verdict.CLAIMED and tree.walk.host is not None and not place.mapped
         )
-        return Miss(0.0 if private else _remembered(tree, parent, name))
+        return Miss(0.0 if private else _remembered(tree, parent, name, place.mapped))
     if found.verdict is Verdict.FOLDED:
         key = parent.spelling().key
         if key is not None and is_respelling(caller, name, key, parent.path):
@@ -41,15 +46,15 @@ def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | M
     return tree.adopt(parent, name, found)
 
 
-def _remembered(tree: Tree, parent: Inode, name: bytes) -> float:
+def _remembered(tree: Tree, parent: Inode, name: bytes, mapped: bool) -> float:
     """For how many seconds the kernel may remember that *name* is absent."""
     key = None if parent.layer is not Layer.SYSROOT else parent.spelling().key
-    seconds = tree.config.negative_timeout
+    if key is not None and not tree.forgets_at_once:
+        return 0.0
+    seconds = tree.coherence.absent(parent, name, mapped)
     if key is None:
         return seconds
-    if not tree.forgets_at_once:
-        return 0.0
-    return tree.spellings.absent(parent.id, key(name), name, seconds)
+    return tree.spellings.absent(parent.id, key(name), name, min(seconds, _SPELLINGS_SECONDS))
 
 
 def require(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> Found:

@@ -521,15 +521,15 @@ def _moved(
     """Note that *inode* went from the name *old* to *new*, which meant an entry before.
 
     What the kernel remembers of the host below a directory that moved lies elsewhere now. Never the
-    directory itself: the kernel would take down what is mounted below it. Absences go with their
-    own timeout.
+    directory itself: the kernel would take down what is mounted below it.
     """
     rule = inode.spelling()
     folded = meant is not None and meant.verdict is Verdict.FOLDED
     own = meant.guest if meant is not None and folded else new[1]
     tree.inodes.move(inode, new[0], own, stored, folded)
+    tree.coherence.renamed(inode, old, new)
     if inode.is_directory and inode.layer is Layer.SYSROOT:
-        tree.forget_twins()
+        tree.coherence.forget_below(inode)
         tree.forgotten.extend(tree.inodes.left_the_sysroot(inode))
         if inode.spelling() is not rule:
             tree.forget_spellings(*old)

@@ -54,7 +54,7 @@ class Served:
     def __attrs_post_init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max(8, min(soft // 8, _MOST))
-        self.tree.inodes.dropped = self.forget
+        self.tree.inodes.dropped.append(self.forget)
 
     def patience(self) -> float | None:
         """Seconds after which `settle` has something to do, None where nothing is held."""

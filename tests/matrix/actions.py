@@ -21,6 +21,7 @@ import attrs
 
 from sidecar import volume
 from sidecar.volume import Traits
+from tests import caches
 from tests.children import Child, start_child
 from tests.matrix.cases import NEEDS
 from tests.matrix.suite import Setting, Suite, Tally
@@ -161,7 +162,7 @@ class Stage:
 
     def forget(self) -> None:
         """Have the kernel forget the inodes that nobody uses."""
-        Path("/proc/sys/vm/drop_caches").write_text("2")
+        caches.drop()
 
     def open_files(self) -> list[str]:
         """What the server's descriptors lead to."""

@@ -143,6 +143,8 @@ IOCTL_DIR: Final = 1 << 4
 
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
+EXPIRE_ONLY: Final = 1
+"""Of an entry: to be looked up again, and kept where it is the same (Linux 6.2)."""
 
 IN_HEADER: Final = Struct("=IIQQIIIHxx")  # len opcode unique nodeid uid gid pid total_extlen
 OUT_HEADER: Final = Struct("=IiQ")  # len error unique

@@ -27,6 +27,7 @@ from sysroot_fs.fuse.kernel.features import WANTED
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
+from sysroot_fs.tree.coherence import Notice
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.listing import Listing
 from sysroot_fs.tree.lookup import Miss
@@ -117,14 +118,16 @@ class Door:
     _listings: dict[int, Listing] = field(factory=dict, init=False)
     _next: int = field(default=1, init=False)
     _late_errors: bool = field(init=False)
-    _attr_timeout: tuple[int, int] = field(init=False)
+    changed: Callable[[Notice], None] | None = field(default=None, init=False)
+    """Tells the kernel what has changed behind the mount."""
+    watching: Callable[[int], None] | None = field(default=None, init=False)
+    """Called with the descriptor that can be read when something has."""
     _timeouts: dict[float, tuple[int, int]] = field(factory=dict, init=False)
     _flags: Init = field(default=Init(0), init=False)
 
     def __attrs_post_init__(self) -> None:
         self._late_errors = self.tree.late_errors
         self.served = Served(self.tree)
-        self._attr_timeout = _timeout(self.tree.config.attr_timeout)
 
     def handlers(self) -> list[Handler | None]:
         """A handler for each opcode; None where the answer is ENOSYS."""
@@ -150,13 +153,10 @@ class Door:
         )  # fmt: skip
 
     def _entry(self, entry: Entry) -> bytes:
-        number = entry.inode.id
-        seconds = entry.timeout
-        timeout = self._timeouts.get(seconds)
-        if timeout is None:
-            timeout = self._timeouts[seconds] = _timeout(seconds)
-        valid, valid_ns = self._attr_timeout
-        stat = entry.stat
+        inode, stat = entry.inode, entry.stat
+        number = inode.id
+        timeout = self._timeout(entry.timeout)
+        valid, valid_ns = self._timeout(self.tree.coherence.attributes(inode, stat))
         generation = 0
         if stat_module.S_ISLNK(stat.mode):
             # The kernel remembers targets: another symlink that has got the number is another.
@@ -165,8 +165,19 @@ class Door:
             number, generation, timeout[0], valid, timeout[1], valid_ns, *self._attr(number, stat)
         )
 
+    def _timeout(self, seconds: float) -> tuple[int, int]:
+        timeout = self._timeouts.get(seconds)
+        if timeout is None:
+            timeout = self._timeouts[seconds] = _timeout(seconds)
+        return timeout
+
+    def _remembered(self, number: int, stat: Stat) -> tuple[int, int]:
+        """For how long the attributes *stat* of the inode *number* may be."""
+        tree = self.tree
+        return self._timeout(tree.coherence.attributes(tree.inodes[number], stat))
+
     def _attributes(self, number: int, stat: Stat) -> bytes:
-        return _pack_attr(*self._attr_timeout, 0, *self._attr(number, stat))
+        return _pack_attr(*self._remembered(number, stat), 0, *self._attr(number, stat))
 
     def _keep(self, handle: Handle) -> bytes:
         number = self._next
@@ -208,11 +219,18 @@ class Door:
         os.umask(0)
         self.epoch = None if self.mountpoint is None else Epoch.on(self.device, self.mountpoint)
         self.tree.forgets_at_once = self.epoch is not None
+        self._watch()
         self.negotiated = True
         self.ready()
         return _pack_init(
             abi.KERNEL_VERSION, min(minor, abi.KERNEL_MINOR_VERSION), read_ahead, self._flags
         )
+
+    def _watch(self) -> None:
+        if self.changed is not None and self.watching is not None:
+            fd = self.tree.coherence.start(self.changed)
+            if fd is not None:
+                self.watching(fd)
 
     def destroy(self, request: Request) -> bytes:
         """The last request of a mount."""
@@ -241,7 +259,7 @@ class Door:
         if isinstance(found, Miss):
             if found.timeout == 0:
                 raise _error(errno.ENOENT)
-            valid, valid_ns = _timeout(found.timeout)
+            valid, valid_ns = self._timeout(found.timeout)
             return _pack_entry(0, 0, valid, 0, valid_ns, *[0] * 17)
         return self._entry(found)
 
@@ -337,7 +355,7 @@ class Door:
         for time in (stat.atime_ns, stat.btime_ns or 0, stat.ctime_ns, stat.mtime_ns):
             times += (*divmod(time, _SECOND), 0)
         return abi.STATX_OUT.pack(
-            *self._attr_timeout, 0,
+            *self._remembered(number, stat), 0,
             mask, stat.blksize, 0, stat.nlink, attr[11], attr[12], stat.mode, 0,
             number, stat.size, stat.blocks, 0,
             *times,

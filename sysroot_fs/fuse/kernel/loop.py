@@ -25,7 +25,7 @@ from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
 from sysroot_fs.fuse.kernel.door import Door, Reply, Request
-from sysroot_fs.fuse.kernel.notices import Notices
+from sysroot_fs.fuse.notices import Notices
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,12 @@ class Loop:
         factory=lambda: ThreadPoolExecutor(_WAITING, "fsync"), init=False
     )
     _notices: Notices = field(init=False)
+    _poll: select.poll = field(factory=select.poll, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
+        self.door.changed = self._notices.changed
+        self.door.watching = self._watch
 
     def counted(self) -> str:
         """How many requests of each kind there were so far, the most frequent first."""
@@ -71,6 +74,11 @@ class Loop:
             reverse=True,
         )
         return ", ".join(f"{name} {count}" for count, name in found)
+
+    def _watch(self, fd: int) -> None:
+        """Have the changes behind the mount taken note of between requests."""
+        self.beside[fd] = self.door.tree.coherence.read
+        self._poll.register(fd, select.POLLIN)
 
     def stop(self) -> None:
         """Have `run` return after the request that it is at. From any thread."""
@@ -94,7 +102,7 @@ class Loop:
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer)
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
-        poll = select.poll()
+        poll = self._poll
         poll.register(device, select.POLLIN)
         for fd in (self._wake, *self.beside):
             poll.register(fd, select.POLLIN)
@@ -193,7 +201,7 @@ class Loop:
                 self.door.epoch, self.door.tree.forgets_at_once = None, False
         while forgotten:
             # By another thread: the kernel holds the directory while a request lasts.
-            self._notices.entry(*forgotten.pop())
+            self._notices.drop(*forgotten.pop())
 
     def _sync(self, request: Request) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Final
 import attrs
 
 from sidecar.findings import What
+from tests import caches
 from tests.children import Child, start_child
 from tests.matrix.death.bench import Bench, Lacking, differences, told, walked
 from tests.matrix.death.mutations import MUTATIONS, Mutation
@@ -234,7 +235,7 @@ def kill_clients(bench: Bench, family: str, seed: int) -> list[str]:
 
 def _descriptors(bench: Bench) -> list[str]:
     """What the server has open, once the kernel has forgotten what nobody uses."""
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+    caches.drop()
     found = []
     for entry in Path(f"/proc/{bench.mount.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,119 @@
+"""Telling the kernel what to forget, from a thread of its own.
+
+The kernel takes a directory's lock for that, or a page's, which it also holds while it waits for
+the reply to a request: whoever answers requests must not wait for it.
+
+What has changed behind the mount is told twice. The answer that the change has made wrong may be on
+its way when the kernel is told for the first time; then it does not know the name yet, and would
+keep it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from typing import Final
+
+from attrs import define, field
+
+from sysroot_fs.fuse.kernel import abi
+from sysroot_fs.tree.coherence import Attributes, Entry, Notice
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 0.5
+"""After how long it is told for the second time."""
+_UNKNOWN: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ESTALE})
+"""The kernel does not know the name or the inode, or the mount is gone."""
+
+
+def _message(code: int, body: bytes) -> bytes:
+    return abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0) + body
+
+
+def _entry(parent: int, name: bytes, flags: int) -> bytes:
+    body = abi.NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags) + name + b"\0"
+    return _message(abi.NOTIFY_INVAL_ENTRY, body)
+
+
+@define(slots=True, eq=False)
+class Notices:
+    """What has to be told through *device*; the thread starts with the first."""
+
+    device: int = field(converter=os.dup)
+    """Its own: the number of the door's may be another file's before the thread has ended."""
+    sent: int = field(default=0, init=False)
+    """How many notices the kernel has taken."""
+    _now: dict[bytes, bool] = field(factory=dict, init=False)
+    _again: dict[bytes, float] = field(factory=dict, init=False)
+    _changed: threading.Condition = field(factory=threading.Condition, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def drop(self, parent: int, name: bytes) -> None:
+        """The kernel shall forget *name* in *parent* and what lies below, mounts included."""
+        self._put(_entry(parent, name, 0), again=False)
+
+    def changed(self, notice: Notice) -> None:
+        """Something has changed behind the mount: the kernel shall ask again."""
+        match notice:
+            case Entry(parent, name):
+                self._put(_entry(parent, name, abi.EXPIRE_ONLY), again=True)
+            case Attributes(inode, data):
+                body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode, 0 if data else -1, 0)
+                self._put(_message(abi.NOTIFY_INVAL_INODE, body), again=True)
+
+    def _put(self, message: bytes, again: bool) -> None:
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
+                self._thread.start()
+            self._now[message] = again or self._now.get(message, False)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread when all is told once."""
+        if self._thread is not None:
+            with self._changed:
+                self._closed = True
+                self._changed.notify()
+            self._thread.join(1.0)
+            if self._thread.is_alive():
+                return
+        os.close(self.device)
+
+    def _run(self) -> None:
+        while batch := self._batch():
+            for message in batch:
+                self._send(message)
+
+    def _batch(self) -> list[bytes]:
+        """What is to be told next, waiting for it; nothing at the end."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                batch = list(self._now)
+                for message, again in self._now.items():
+                    if again:
+                        # Once more after the last change, and in the order of time.
+                        self._again.pop(message, None)
+                        self._again[message] = now + AGAIN_SECONDS
+                self._now.clear()
+                while self._again and (first := next(iter(self._again.items())))[1] <= now:
+                    del self._again[first[0]]
+                    batch.append(first[0])
+                if batch or self._closed:
+                    return batch
+                due = next(iter(self._again.values()), None)
+                self._changed.wait(None if due is None else due - now)
+
+    def _send(self, message: bytes) -> None:
+        try:
+            os.write(self.device, message)
+            self.sent += 1
+        except OSError as error:
+            if error.errno not in _UNKNOWN:
+                log.warning("the kernel does not forget: %s", error)

@@ -1,0 +1,477 @@
+"""The trees changed underneath: for how long the kernel may remember an answer, and what it must
+forget.
+
+A layer is `exclusive` (nobody else writes it: everything is remembered), `watched` (hardly anybody
+does: remembered for long where a watcher sees the directory, for a second elsewhere), `shared`
+(anybody may: the same, but attributes of files for a second everywhere) or `none` (nothing is
+remembered). What no watcher sees is a hard link made elsewhere, what is then done by that name, and
+what somebody writes through a mapping before he unmaps it: that is the difference.
+
+What was told for long is noted with its directory (`Remembered`); when the watcher reports a change
+there, exactly that is taken back. Names that were never asked for cost nothing, whatever happens to
+them.
+
+An answer from the host below a directory of the sysroot depends on that directory, on its twin and
+on every twin above: all of these are watched before such an answer may last. A mount that comes or
+goes is no event in a directory: the kernel's mount table is watched for them.
+
+The race between an answer on its way and the event that makes it wrong is closed by telling twice
+(`sysroot_fs.fuse.notices`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import stat as stat_module
+from collections.abc import Callable, Hashable
+from typing import Final, Protocol
+
+from attrs import define, field, frozen
+
+from sidecar import fsnotify, linux, look
+from sidecar.fsnotify import Event, Watcher
+from sidecar.index import DirectoryIndex
+from sidecar.linux import Stat
+from sidecar.mount_table import MountTable
+from sidecar.twin import Twin
+from sidecar.walk import Layer, Place, Walk
+from sysroot_fs.tree.inodes import Inode, Inodes, is_below
+from sysroot_fs.tree.remembered import Remembered
+
+log = logging.getLogger(__name__)
+
+LONG: Final = 86400.0
+"""Seconds: as good as for ever; the kernel forgets by itself what it needs the memory for."""
+SHORT: Final = 1.0
+_WATCHED: Final = frozenset({"watched", "shared"})
+ABSENCES: Final = 100_000
+"""So many absent names are remembered for long; past that all of them are taken back."""
+_FULL: Final = frozenset({errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+@frozen(slots=True)
+class Entry:
+    """The kernel shall look *name* in *parent* up again."""
+
+    parent: int
+    name: bytes
+
+
+@frozen(slots=True)
+class Attributes:
+    """It shall ask for the attributes of an inode again, and with *data* for what is in it."""
+
+    inode: int
+    data: bool
+
+
+Notice = Entry | Attributes
+
+
+class Timeouts(Protocol):
+    """What the user has said; None leaves it to the modes. Seconds."""
+
+    @property
+    def coherence(self) -> str: ...
+    @property
+    def host_coherence(self) -> str: ...
+    @property
+    def entry_timeout(self) -> float | None: ...
+    @property
+    def attr_timeout(self) -> float | None: ...
+    @property
+    def negative_timeout(self) -> float | None: ...
+
+
+@frozen(slots=True)
+class _Role:
+    """What a watched directory is: that of *inode*, or with *twin* the host's in its place."""
+
+    inode: Inode
+    twin: bool
+
+
+@define(slots=True, eq=False)
+class Coherence:
+    """Of one tree: *place* and *twin* are its, *moved* has it forget what it believes of twins."""
+
+    config: Timeouts
+    walk: Walk
+    inodes: Inodes
+    place: Callable[[Inode], Place]
+    twin: Callable[[Inode], Twin | None]
+    moved: Callable[[], None]
+    union: bool
+    _tell: Callable[[Notice], None] | None = field(default=None, init=False)
+    _watcher: Watcher | None = field(default=None, init=False)
+    _mounts: MountTable | None = field(default=None, init=False)
+    _poll: select.epoll | None = field(default=None, init=False)
+    _roles: dict[Hashable, list[_Role]] = field(factory=dict, init=False)
+    _directories: dict[Inode, list[Hashable]] = field(factory=dict, init=False)
+    _absences: int = field(default=0, init=False)
+    _full: bool = field(default=False, init=False)
+    overflows: int = field(default=0, init=False)
+    """How often so much happened at once that events were lost."""
+
+    # --- starting and stopping ---------------------------------------------------------------
+
+    def start(self, tell: Callable[[Notice], None]) -> int | None:
+        """Watch from now on; *tell* hands a notice to the kernel, at once and from any thread.
+
+        The descriptor that can be read when `read` has something to do. None where nothing is to
+        be watched or nothing can be.
+        """
+        self._tell = tell
+        if not _WATCHED & {self.config.coherence, self._host_mode()}:
+            return None
+        self._watcher = fsnotify.best()
+        if self._watcher is None:
+            log.warning("changes behind the mount cannot be watched here: answers last a second")
+            return None
+        self._mounts = MountTable()
+        self._poll = select.epoll()
+        self._poll.register(self._watcher.fileno(), select.EPOLLIN)
+        self._poll.register(self._mounts.fileno(), select.EPOLLIN)
+        self.inodes.dropped.append(self._dropped)
+        return self._poll.fileno()
+
+    def _host_mode(self) -> str:
+        return "none" if self.walk.host is None else self.config.host_coherence
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for each in (self._poll, self._watcher, self._mounts):
+            if each is not None:
+                each.close()
+        self._poll = self._watcher = self._mounts = self._tell = None
+
+    @property
+    def watches(self) -> int:
+        """How many directories are watched."""
+        return len(self._roles)
+
+    # --- for how long ------------------------------------------------------------------------
+
+    def entry(self, parent: Inode, name: bytes, inode: Inode) -> float:
+        """Seconds for which the kernel may remember that *name* in *parent* is *inode*."""
+        seconds = self._seconds(parent, inode.layer is not Layer.SYSROOT)
+        if self.config.entry_timeout is not None:
+            seconds = self.config.entry_timeout
+        if seconds > SHORT and parent.remembered is not None:
+            parent.remembered.names[name] = inode.id
+        return seconds
+
+    def absent(self, parent: Inode, name: bytes, seen: bool) -> float:
+        """The same of an absence; *seen* says that the host may not answer here anyway."""
+        seconds = self._seconds(parent, not seen)
+        if self.config.negative_timeout is not None:
+            seconds = self.config.negative_timeout
+        if seconds > SHORT and parent.remembered is not None:
+            self._absences += name not in parent.remembered.names
+            parent.remembered.names[name] = 0
+            if self._absences > ABSENCES:
+                self._take_absences_back()
+        return seconds
+
+    def attributes(self, inode: Inode, stat: Stat) -> float:
+        """Seconds for which the kernel may remember the attributes *stat* of *inode*."""
+        if self.config.attr_timeout is not None:
+            return self.config.attr_timeout
+        mode = self._mode(inode.layer)
+        if mode not in _WATCHED:
+            return LONG if mode == "exclusive" else 0.0
+        if inode.layer is Layer.VIRTUAL:
+            return LONG
+        if inode.is_directory:
+            remembered = inode.remembered
+            return LONG if remembered is not None and remembered.watched else SHORT
+        # What has other names can be changed by them, wherever they are.
+        if mode == "shared" or stat.nlink != 1 or inode.parent is None:
+            return SHORT
+        remembered = inode.parent.remembered
+        # The name is noted as long as nothing has happened to it.
+        if remembered is not None and remembered.names.get(inode.name) == inode.id:
+            return LONG
+        return SHORT
+
+    def _mode(self, layer: Layer) -> str:
+        return self.config.coherence if layer is Layer.SYSROOT else self.config.host_coherence
+
+    def _seconds(self, parent: Inode, by_host: bool) -> float:
+        remembered = parent.remembered
+        if parent.layer is Layer.VIRTUAL:
+            return LONG
+        watched = remembered is not None and remembered.watched
+        seconds = _of(self._mode(parent.layer), watched)
+        if by_host and parent.layer is Layer.SYSROOT and self.walk.host is not None:
+            beside = remembered is not None and remembered.beside
+            if remembered is not None and not beside and seconds > 0:
+                # For the next time: what was found just now was not watched yet.
+                self._watch_beside(parent)
+            seconds = min(seconds, _of(self.config.host_coherence, beside))
+        return seconds
+
+    # --- watching ----------------------------------------------------------------------------
+
+    def watch(self, inode: Inode) -> None:
+        """Names in the directory *inode* are about to be asked for."""
+        if inode.remembered is not None:
+            return
+        inode.remembered = Remembered()
+        if inode.layer is Layer.VIRTUAL or self._mode(inode.layer) == "none":
+            return
+        if self._watcher is None or self.walk.merge:
+            return
+        if self._mode(inode.layer) in _WATCHED:
+            inode.remembered.watched = self._add(inode, inode, twin=False)
+        else:
+            self._directories[inode] = []
+
+    def _add(self, inode: Inode, role: Inode, twin: bool) -> bool:
+        """Watch the directory of *inode*, or its twin's; whether that can be."""
+        if twin:
+            found = self.twin(inode)
+            if found is None:
+                return True
+            descriptor = found.descriptor
+        else:
+            descriptor = self.inodes.descriptor(inode)
+        stat = linux.statx(descriptor.fd, b"", linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC)
+        if look.is_remote(stat) or self._full:
+            return False
+        assert self._watcher is not None
+        try:
+            key = self._watcher.add(descriptor.fd)
+        except OSError as failure:
+            self._not_watched(failure)
+            return False
+        self._roles.setdefault(key, []).append(_Role(role, twin))
+        self._directories.setdefault(role, []).append(key)
+        return True
+
+    def _not_watched(self, failure: OSError) -> None:
+        if failure.errno in _FULL and not self._full:
+            self._full = True
+            log.warning(
+                "no more directories can be watched for changes behind the mount (%s): answers "
+                "from others last a second; fs.inotify.max_user_watches and "
+                "fs.fanotify.max_user_marks say how many",
+                failure.strerror,
+            )
+
+    def _watch_beside(self, inode: Inode) -> None:
+        """Watch the twins of *inode* and of all above, as far as there are any."""
+        if self._watcher is None or self.walk.merge:
+            return
+        if self.config.host_coherence == "exclusive":
+            return
+        way = list(inode.way())
+        above: Twin | None = None
+        for step in reversed(way):
+            found = self.twin(step)
+            if above is not None and _leads_elsewhere(above, step.name, found):
+                return
+            if step.remembered is None:
+                step.remembered = Remembered()
+            if not step.remembered.beside:
+                step.remembered.beside = self._add(step, step, twin=True)
+            if not step.remembered.beside:
+                return
+            if found is None:
+                # Whether there will be one is seen above.
+                assert inode.remembered is not None
+                inode.remembered.beside = True
+                return
+            above = found
+
+    def _dropped(self, inode: Inode) -> None:
+        """The kernel has let go of *inode*."""
+        parent = inode.parent
+        if parent is not None and parent.remembered is not None:
+            names = parent.remembered.names
+            if names.get(inode.name) == inode.id:
+                del names[inode.name]
+        for key in self._directories.pop(inode, ()):
+            roles = [role for role in self._roles.get(key, ()) if role.inode is not inode]
+            if roles:
+                self._roles[key] = roles
+                continue
+            self._roles.pop(key, None)
+            if self._watcher is not None and inode.descriptor is not None:
+                self._watcher.remove(key, inode.descriptor.fd)
+        inode.remembered = None
+
+    # --- what has changed --------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Take what the watchers report, a few hundred events at most."""
+        assert self._poll is not None and self._watcher is not None and self._mounts is not None
+        for fd, _ in self._poll.poll(0):
+            if fd == self._mounts.fileno():
+                for place in self._mounts.changed():
+                    self._mounted(os.path.basename(place))
+            else:
+                for event in self._watcher.read():
+                    self._heed(event)
+
+    def _heed(self, event: Event) -> None:
+        if event.mask & fsnotify.OVERFLOW:
+            self.overflows += 1
+            if self.overflows == 1:
+                log.warning("too much changes behind the mount at once: all is asked for again")
+            self.forget_all()
+            return
+        roles = self._roles.get(event.key, ())
+        if event.own and len(roles) == 1:
+            # The kernel has asked for it. Of a directory that is shown twice it knows but one.
+            return
+        for role in list(roles):
+            self._changed(role.inode, role.twin, event.name, event.mask)
+
+    def _changed(self, inode: Inode, twin: bool, name: bytes, mask: int) -> None:
+        remembered = inode.remembered
+        if remembered is None:
+            return
+        if not name:
+            if mask & fsnotify.GONE or twin:
+                # It is elsewhere now, or other people may look into it.
+                self.forget_below(inode)
+                if mask & fsnotify.GONE:
+                    remembered.watched = remembered.watched and twin
+                    remembered.beside = False
+            else:
+                self._send(Attributes(inode.id, data=False))
+            return
+        structural = bool(mask & fsnotify.NAMES)
+        if structural and (not twin or self.union):
+            self._send(Attributes(inode.id, data=True))
+        if not twin and inode.layer is Layer.SYSROOT:
+            index = self._index(inode)
+            if index is not None and structural:
+                # Which names it has follows from all of them together.
+                index.distrust()
+                self.forget_directory(inode)
+                return
+            if index is not None:
+                name = index.guest_of(name) or b""
+        number = remembered.names.get(name)
+        if number is None:
+            return
+        if structural:
+            self._forget_name(inode, remembered, name, number)
+        elif number:
+            data = bool(mask & (fsnotify.MODIFY | fsnotify.CLOSE_WRITE))
+            self._send(Attributes(number, data))
+
+    def _index(self, inode: Inode) -> DirectoryIndex | None:
+        """The index of *inode*, None where stored names are its names, or it is gone."""
+        try:
+            return self.walk.index(self.place(inode))
+        except OSError:
+            return None
+
+    def _forget_name(self, inode: Inode, remembered: Remembered, name: bytes, number: int) -> None:
+        self._send(Entry(inode.id, name))
+        child = self.inodes.get(number)
+        if child is None or child.remembered is None:
+            del remembered.names[name]
+            self._absences -= not number
+        if child is None:
+            return
+        self._send(Attributes(number, data=False))
+        # It may have another twin now, or none: what lies below is answered by another directory.
+        # Its name stays noted as long as somebody may stand in it.
+        if child.remembered is not None and child.layer is Layer.SYSROOT:
+            self.forget_below(child)
+        elif child.is_directory:
+            self.moved()
+
+    def forget_directory(self, inode: Inode) -> None:
+        """Everything that was told for long of names in *inode*."""
+        remembered = inode.remembered
+        if remembered is None:
+            return
+        names, remembered.names = remembered.names, {}
+        for name, number in names.items():
+            self._send(Entry(inode.id, name))
+            child = self.inodes.get(number)
+            if child is not None:
+                self._send(Attributes(number, data=True))
+                if child.remembered is not None:
+                    remembered.names[name] = number
+            self._absences -= not number
+        self._send(Attributes(inode.id, data=True))
+
+    def forget_below(self, top: Inode) -> None:
+        """The same of *top* and of every directory below: they have other twins now."""
+        self.moved()
+        for inode in list(self._directories):
+            if is_below(inode, top):
+                self.forget_directory(inode)
+                if inode.remembered is not None:
+                    inode.remembered.beside = False
+
+    def forget_all(self) -> None:
+        """Everything."""
+        self.forget_below(self.inodes.root)
+
+    def _take_absences_back(self) -> None:
+        for inode in self._directories:
+            remembered = inode.remembered
+            if remembered is not None:
+                gone = [name for name, number in remembered.names.items() if not number]
+                for name in gone:
+                    del remembered.names[name]
+                    self._send(Entry(inode.id, name))
+        self._absences = 0
+
+    def _mounted(self, name: bytes) -> None:
+        """Something was mounted on a *name*, or unmounted there."""
+        for inode in list(self._directories):
+            remembered = inode.remembered
+            number = None if remembered is None else remembered.names.get(name)
+            if remembered is not None and number is not None:
+                self._forget_name(inode, remembered, name, number)
+
+    # --- what the mount itself changes -------------------------------------------------------
+
+    def renamed(self, inode: Inode, old: tuple[Inode, bytes], new: tuple[Inode, bytes]) -> None:
+        """The entry *old* is *new* now: the kernel keeps for how long it may be remembered."""
+        remembered = old[0].remembered
+        if remembered is not None and remembered.names.get(old[1]) == inode.id:
+            del remembered.names[old[1]]
+        remembered = new[0].remembered
+        if remembered is not None and remembered.watched and inode.layer is new[0].layer:
+            remembered.names[new[1]] = inode.id
+        else:
+            if remembered is not None:
+                remembered.names.pop(new[1], None)
+            self._send(Entry(new[0].id, new[1]))
+            self._send(Attributes(inode.id, data=False))
+
+    def touched(self, inode: Inode) -> None:
+        """The attributes of *inode* have changed in a way that the kernel does not know of."""
+        self._send(Attributes(inode.id, data=False))
+
+    def _send(self, notice: Notice) -> None:
+        if self._tell is not None:
+            self._tell(notice)
+
+
+def _leads_elsewhere(above: Twin, name: bytes, found: Twin | None) -> bool:
+    """Whether the host has a link as *name*: behind it are directories that are not watched."""
+    if found is not None:
+        return found.parent is not above
+    try:
+        return stat_module.S_ISLNK(os.lstat(name, dir_fd=above.descriptor.fd).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _of(mode: str, watched: bool) -> float:
+    if mode == "exclusive":
+        return LONG
+    return 0.0 if mode == "none" else LONG if watched else SHORT
