@@ -168,6 +168,8 @@ def memory_after_forgetting(stage: Stage) -> None:
 def deep_directories(stage: Stage) -> None:
     """A path longer than PATH_MAX is made, used, moved and removed as on a plain file system."""
     depth = 24 if stage.cut else 120
+    # By default a listing of the sysroot has no names of the host.
+    listed = stage.setting.cell.place != "host"
 
     def dig(top: Path) -> list[object]:
         name = "d" * 200
@@ -177,7 +179,9 @@ def deep_directories(stage: Stage) -> None:
             os.mkdir(name)
             os.chdir(name)
         Path("file").write_text("deep")
-        done.append(code_of(os.getcwd))
+        if listed:
+            # Past PATH_MAX the C library looks for each name in the directory above.
+            done.append(code_of(os.getcwd))
         done.append(Path("file").read_text())
         done.append(code_of(os.stat, "/".join(["..", name] * 400)))
         os.rename(top / name, top / "moved")
@@ -198,7 +202,7 @@ def deep_directories(stage: Stage) -> None:
         in_child(lambda: become(lambda: dig(Path(stage.path)), root))  # noqa: B023
         for root in (plain, stage.mount.point)
     )
-    assert got == expected
+    assert got == expected, (got, expected)
 
 
 def many_levels(stage: Stage) -> None:
@@ -253,7 +257,7 @@ def long_link_chains(stage: Stage) -> None:
         in_child(lambda: become(lambda: chain(Path(stage.path)), root))  # noqa: B023
         for root in (plain, stage.mount.point)
     )
-    assert got == expected
+    assert got == expected, (got, expected)
 
 
 ACTIONS: Final = (
