@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup guests demo check lint man matrix stress benchmark clean
+.PHONY: help setup guests demo check lint man matrix stress bench benchmark clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
@@ -36,6 +36,9 @@ matrix: guests  ## suites by volumes, guests, places and modes; ONLY=suite=..,vo
 
 stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in them
 	SYSROOT_FS_STRESS_ROUNDS=100 $(BIN)/pytest tests/test_run_terminal.py -k eight
+
+bench: guests  ## this project beside others of its kind, 40 minutes; BENCH="--quick" for 3; BENCH=OPTIONS
+	@$(BIN)/python -m benchmarks.bench $(BENCH)
 
 benchmark: setup  ## what things cost, beside others in the same run
 	@$(BIN)/python -m benchmarks.start

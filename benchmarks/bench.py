@@ -1,0 +1,140 @@
+"""This project beside others of its kind, in one run: `make bench`, or
+`python -m benchmarks.bench [--rounds N] [--only NAMES] [--peers NAMES] [--quick] [--out DIR]`.
+
+Leaves results.json, table.md and a plot for each group in DIR, and prints the table. Everything is
+measured in rounds, all contestants in turn, so that a busy machine is busy for all. As root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import contestants, machine, micro, pages, trees, work
+from benchmarks.contestants import CONTESTANTS, Contestant, gathered
+from benchmarks.results import Book
+from benchmarks.timing import Bench
+from tests.matrix.building import say
+from tests.matrix.volumes import mounts_below
+
+_TMPFS = Path("/dev/shm")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--only", default="", help="groups or parts of lines' names, commas between"
+    )
+    parser.add_argument("--peers", help="contestants besides native and ours, commas between")
+    parser.add_argument(
+        "--mode", action="append", default=[], metavar="NAME=OPTIONS", help="one more of ours"
+    )
+    parser.add_argument("--quick", action="store_true", help="two rounds, small: about 3 minutes")
+    parser.add_argument("--million", action="store_true", help="scale up to 10^6 files")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--backing", type=Path, default=_TMPFS, help="where the trees are")
+    parser.add_argument("--table", type=Path, help="only write the table of this results.json anew")
+    return parser
+
+
+def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contestant]:
+    """Who takes part; ValueError names one that there is not."""
+    everyone = {contestant.name: contestant for contestant in CONTESTANTS}
+    ours = [one for one in CONTESTANTS if one.family != "peer"]
+    ours += map(contestants.parse_mode, modes)
+    if peers is None:
+        others = [one for one in CONTESTANTS if one.family == "peer"]
+        if quick:
+            others = [one for one in others if one.name in ("bindfs", "passthrough_ll+")]
+        return [*ours, *others]
+    names = [name for name in peers.split(",") if name]
+    unknown = [name for name in names if name not in everyone]
+    if unknown:
+        raise ValueError(f"no contestant {unknown[0]}: there are {', '.join(everyone)}")
+    return [*ours, *(everyone[name] for name in names if everyone[name].family == "peer")]
+
+
+@contextmanager
+def _told(book: Book, what: str) -> Iterator[None]:
+    began = time.monotonic()
+    say(f"bench: {what}, load {machine.load()}")
+    yield
+    lasted = time.monotonic() - began
+    book.notes[f"load, {what}"] = f"{machine.load()} at its end, {lasted:.0f} s"
+
+
+def _measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
+    book = bench.book
+    with _told(book, "single calls"), gathered(everyone, bench.base / "micro", bench.built) as all_:
+        if any(bench.wants(call.line(p)) for call in micro.CALLS for p in (True, False)):
+            micro.prepare(bench, all_)
+            micro.measure(bench, all_)
+    with _told(book, "whole work"), gathered(everyone, bench.base / "work", bench.built) as all_:
+        (bench.base / "made").mkdir()
+        made = trees.materials(bench.base / "made", 400 if bench.quick else 2000)
+        work.measure(bench, all_, made)
+    with _told(book, "guests"), gathered(everyone, bench.base / "guest", bench.built) as all_:
+        work.measure_guests(bench, all_, bench.base / "entered")
+
+
+def write(book: Book, out: Path) -> str:
+    """The files of a run in *out*; gives back the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    table = pages.markdown(book)
+    (out / "results.json").write_text(book.as_json())
+    (out / "table.md").write_text(table)
+    for group in dict.fromkeys(line.group for line in book.lines):
+        (out / f"{group}.svg").write_text(pages.svg(book, group))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write and print; exit status 1 where something needed is missing."""
+    words = _parser().parse_args(arguments)
+    if words.table is not None:
+        print(write(Book.from_json(words.table.read_text()), words.out))
+        return 0
+    if os.geteuid() != 0:
+        print("bench: run it as root, as a guest root is used", file=sys.stderr)
+        return 1
+    base = Path(tempfile.mkdtemp(prefix="sysroot-fs-bench-", dir=words.backing))
+    try:
+        everyone = chosen(words.peers, words.mode, words.quick)
+        contestants.install()
+        built = base / "built"
+        contestants.build_peers(built)
+        rounds = min(words.rounds, 2) if words.quick else words.rounds
+        client = contestants.build_client(built)
+        wanted = [name for name in words.only.split(",") if name]
+        bench = Bench(base, client, built, rounds, words.quick, words.million, wanted)
+        bench.book.order = [one.name for one in everyone]
+        given = sys.argv[1:] if arguments is None else arguments
+        bench.book.notes |= {
+            **machine.describe(base),
+            "command": shlex.join(["python", "-m", "benchmarks.bench", *given]),
+            "rounds": str(rounds),
+        }
+        _measure(bench, everyone)
+        print(write(bench.book, words.out))
+    except (ValueError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if mounts_below(base):
+            print(f"bench: {base} is still mounted and was left", file=sys.stderr)
+        else:
+            shutil.rmtree(base)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
