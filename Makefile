@@ -1,10 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup guests demo check lint man matrix stress bench benchmark clean
+.PHONY: help setup guests demo check lint man matrix stress bench clean
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 # Processes that share the tests; WORKERS=0 for none but pytest's own. Each has volumes of its own.
 WORKERS := auto
+# Where `make bench` leaves its table, its plots and what they are made from.
+OUT := build/bench
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*##  *\(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -37,12 +39,8 @@ matrix: guests  ## suites by volumes, guests, places and modes; ONLY=suite=..,vo
 stress: setup  ## 8 terminals at once, 100 rounds of starting musl programs in them
 	SYSROOT_FS_STRESS_ROUNDS=100 $(BIN)/pytest tests/test_run_terminal.py -k eight
 
-bench: guests  ## this project beside others of its kind, 40 minutes; BENCH="--quick" for 3; BENCH=OPTIONS
-	@$(BIN)/python -m benchmarks.bench $(BENCH)
-
-benchmark: setup  ## what things cost, beside others in the same run
-	@$(BIN)/python -m benchmarks.start
-	@$(BIN)/python -m benchmarks.fold
+bench: guests  ## this project beside others of its kind, 40 minutes; BENCH=--quick for 3; OUT=DIR
+	@$(BIN)/python -m benchmarks.bench --out "$(OUT)" $(BENCH)
 
 clean:  ## remove .venv, caches and build output; the guest root's cache stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

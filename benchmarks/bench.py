@@ -14,18 +14,27 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from benchmarks import contestants, machine, micro, pages, trees, work
-from benchmarks.contestants import CONTESTANTS, Contestant, gathered
+from benchmarks import contestants, folding, machine, micro, pages, scale, spelling, start, work
+from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.results import Book
 from benchmarks.timing import Bench
 from tests.matrix.building import say
 from tests.matrix.volumes import mounts_below
 
-_TMPFS = Path("/dev/shm")
+_TMPFS: Final = Path("/dev/shm")
+_PARTS: Final[Mapping[str, Callable[[Bench, Sequence[Contestant]], None]]] = {
+    "single calls": micro.measure,
+    "whole work": work.measure,
+    "guests": work.measure_guests,
+    "folding volume": folding.measure,
+    "spellings": spelling.measure,
+    "scale": scale.measure,
+    "starting": start.measure,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contestant]:
     """Who takes part; ValueError names one that there is not."""
     everyone = {contestant.name: contestant for contestant in CONTESTANTS}
-    ours = [one for one in CONTESTANTS if one.family != "peer"]
+    # Quick: what users have, what it can be, and the other door.
+    left_out = ("pyfuse3+",) if quick else ()
+    ours = [one for one in CONTESTANTS if one.family != "peer" and one.name not in left_out]
     ours += map(contestants.parse_mode, modes)
     if peers is None:
         others = [one for one in CONTESTANTS if one.family == "peer"]
@@ -63,27 +74,13 @@ def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contest
     return [*ours, *(everyone[name] for name in names if everyone[name].family == "peer")]
 
 
-@contextmanager
-def _told(book: Book, what: str) -> Iterator[None]:
-    began = time.monotonic()
-    say(f"bench: {what}, load {machine.load()}")
-    yield
-    lasted = time.monotonic() - began
-    book.notes[f"load, {what}"] = f"{machine.load()} at its end, {lasted:.0f} s"
-
-
 def _measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
-    book = bench.book
-    with _told(book, "single calls"), gathered(everyone, bench.base / "micro", bench.built) as all_:
-        if any(bench.wants(call.line(p)) for call in micro.CALLS for p in (True, False)):
-            micro.prepare(bench, all_)
-            micro.measure(bench, all_)
-    with _told(book, "whole work"), gathered(everyone, bench.base / "work", bench.built) as all_:
-        (bench.base / "made").mkdir()
-        made = trees.materials(bench.base / "made", 400 if bench.quick else 2000)
-        work.measure(bench, all_, made)
-    with _told(book, "guests"), gathered(everyone, bench.base / "guest", bench.built) as all_:
-        work.measure_guests(bench, all_, bench.base / "entered")
+    for name, measure in _PARTS.items():
+        began = time.monotonic()
+        say(f"bench: {name}, load {machine.load()}")
+        measure(bench, everyone)
+        lasted = time.monotonic() - began
+        bench.book.notes[f"load, {name}"] = f"{machine.load()} at its end, {lasted:.0f} s"
 
 
 def write(book: Book, out: Path) -> str:

@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BIG = 16 << 20, PAGE = 4096, LENGTH = 64 };
+enum { BIG = 16 << 20, PAGE = 4096, LENGTH = 64, DEPTH = 100 };
 
 static int count, batch;
 static size_t size;
@@ -86,6 +86,15 @@ static void unlink_renamed(int i) { if (unlink(own("d", i))) fail("unlink"); }
 static void rename_(int i) { if (rename(own("c", i), own("d", i))) fail("rename"); }
 static void mkdir_(int i) { if (mkdir(own("c", i), 0755)) fail("mkdir"); }
 static void rmdir_(int i) { if (rmdir(own("c", i))) fail("rmdir"); }
+static void deep(int i)
+{
+	static char path[2 * DEPTH + sizeof "file"];
+	(void)i;
+	for (int level = 0; !path[2 * DEPTH] && level < DEPTH; level++)
+		memcpy(path + 2 * level, "d/", 2);
+	memcpy(path + 2 * DEPTH, "file", sizeof "file");
+	there(path);
+}
 static void chmod_(int i) { if (chmod("file", i & 1 ? 0644 : 0600)) fail("chmod"); }
 static void readlink_(int i) { (void)i; if (readlink("link", buffer, PAGE) < 0) fail("readlink"); }
 static void getxattr_(int i)
@@ -172,6 +181,7 @@ static const struct operation {
 	{"rename", make_files, rename_, remove_renamed},
 	{"mkdir", NULL, mkdir_, remove_directories},
 	{"rmdir", make_directories, rmdir_, NULL},
+	{"deep", NULL, deep, NULL},
 	{"chmod", NULL, chmod_, NULL},
 	{"readlink", NULL, readlink_, NULL},
 	{"getxattr", NULL, getxattr_, NULL},

@@ -37,11 +37,13 @@ class Places:
     """A contestant's directories below one of its own."""
 
     work: Path
+    shared: Path | None = None
+    """A tree that several have, one at a time, instead of one of its own."""
 
     @property
     def tree(self) -> Path:
         """What is shown; native work is done in it."""
-        return self.work / "tree"
+        return self.shared or self.work / "tree"
 
     @property
     def point(self) -> Path:
@@ -323,12 +325,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def gathered(contestants: Sequence[Contestant], base: Path, built: Path) -> Iterator[list[Running]]:
+def gathered(
+    contestants: Sequence[Contestant], base: Path, built: Path, shared: Path | None = None
+) -> Iterator[list[Running]]:
     """The contestants with their directories below *base*, stopped and removed at the end."""
     base.mkdir(parents=True)
     running = []
     for contestant in contestants:
-        at = Places(base / contestant.name)
+        at = Places(base / contestant.name, shared)
         at.make()
         running.append(Running(contestant, at, built))
     try:

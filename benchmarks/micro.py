@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from benchmarks import trees
-from benchmarks.contestants import Running
+from benchmarks.contestants import Contestant, Running, gathered
 from benchmarks.results import Line
 from benchmarks.timing import PINNED, Bench, Failed, allowed, batches
 
@@ -65,57 +65,57 @@ CALLS: Final = (
 )
 
 
-def prepare(bench: Bench, running: Sequence[Running]) -> None:
-    """Fill the trees."""
-    listed = trees.LISTED[:2] if bench.quick else trees.LISTED
-    for one in running:
-        trees.micro(one.at.tree, listed)
-
-
-def measure(bench: Bench, running: Sequence[Running], calls: Sequence[Call] = CALLS) -> None:
+def measure(bench: Bench, everyone: Sequence[Contestant], calls: Sequence[Call] = CALLS) -> None:
     """All rounds; every round begins with fresh mounts."""
+    listed = trees.LISTED[:2] if bench.quick else trees.LISTED
+    lists = {f"listed-{size}" for size in listed}
     wanted = [
         (call, pinned)
         for pinned in (True, False)
         for call in calls
-        if bench.wants(call.line(pinned))
-        and not (bench.quick and call.where == f"listed-{trees.LISTED[-1]}")
+        if bench.wants(call.line(pinned)) and (call.operation != "readdir" or call.where in lists)
     ]
-    for round_ in range(bench.rounds):
-        for pinned in (True, False):
-            mine = [call for call, where in wanted if where == pinned]
-            if not mine:
-                continue
-            for one in running:
-                one.mount()
-                one.pin(PINNED if pinned else allowed())
-            for call in mine:
-                for one in bench.shuffled(running):
-                    _once(bench, one, call, round_, pinned)
-    for one in running:
-        one.stop()
+    if not wanted:
+        return
+    with gathered(everyone, bench.base / "micro", bench.built) as running:
+        for one in running:
+            trees.micro(one.at.tree, listed)
+        for round_ in range(bench.rounds):
+            for pinned in (True, False):
+                mine = [call for call, where in wanted if where == pinned]
+                _round(bench, running, mine, round_, pinned)
+
+
+def _round(
+    bench: Bench, running: Sequence[Running], calls: Sequence[Call], round_: int, pinned: bool
+) -> None:
+    for one in running if calls else ():
+        one.mount()
+        one.pin(PINNED if pinned else allowed())
+    for call in calls:
+        for one in bench.shuffled(running):
+            _once(bench, one, call, round_, pinned)
 
 
 def _once(bench: Bench, one: Running, call: Call, round_: int, pinned: bool) -> None:
-    line = call.line(pinned)
-    if not bench.alive(line, one):
-        return
-    times = min(call.batches, 5) if bench.quick else call.batches
-    try:
-        sample = batches(
-            bench,
-            one,
-            (call.operation, str(call.size)),
-            call.where,
-            call.count,
-            times,
-            round_,
-            pinned,
-        )
-    except Failed as failure:
-        bench.fails(line, one, str(failure))
+    if not called(bench, one, call, call.line(pinned), round_, pinned):
         # A server that is out of descriptors says no to everything that follows.
         one.mount()
         one.pin(PINNED if pinned else allowed())
-        return
+
+
+def called(
+    bench: Bench, one: Running, call: Call, line: Line, round_: int, pinned: bool = False
+) -> bool:
+    """One contestant's turn at a line; False where it fails, which is put down."""
+    if not bench.alive(line, one):
+        return True
+    times = min(call.batches, 5) if bench.quick else call.batches
+    operation = (call.operation, str(call.size))
+    try:
+        sample = batches(bench, one, operation, call.where, call.count, times, round_, pinned)
+    except Failed as failure:
+        bench.fails(line, one, str(failure))
+        return False
     bench.note(line, one, sample)
+    return True

@@ -21,6 +21,7 @@ _TITLES: Final = {
     "clients": "Clients at once",
     "start": "Starting",
 }
+_AGAINST: Final = {"native": " native", "peer": " best peer", "nothing": ""}
 _SHORT: Final = (
     "stat, pinned",
     "missing, again, pinned",
@@ -59,13 +60,13 @@ def _reached(verdicts: Sequence[Verdict]) -> str:
         mine = [verdict for verdict in verdicts if verdict.target == target]
         good = [verdict.contestant for verdict in mine if verdict.reached]
         nearest = min(mine, key=lambda v: math.inf if math.isnan(v.times) else v.times)
-        what = "native" if target.against == "native" else "best peer"
+        what = _AGAINST[target.against]
         if good:
             said = ", ".join(good)
         else:
             word = "even" if nearest.even else "**missed**"
             said = f"{word}: {nearest.contestant} {number(nearest.times)}"
-        parts.append(f"<= {target.at_most:g} {what}: {said}")
+        parts.append(f"<= {target.at_most:g}{what}: {said}")
     return "; ".join(parts)
 
 

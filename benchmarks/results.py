@@ -53,9 +53,9 @@ class Line:
 
 @frozen
 class Target:
-    """What is to be reached on a line: at most `at_most` times the others' time."""
+    """What is to be reached on a line: at most `at_most` times the others' time, or itself."""
 
-    against: Literal["native", "peer"]
+    against: Literal["native", "peer", "nothing"]
     at_most: float
 
 
@@ -116,12 +116,14 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 @frozen
 class Verdict:
-    """How one of ours did on one target; `times` is NaN where there is nothing to compare with."""
+    """How one of ours did on one target; `times` is NaN where there is nothing to compare with.
+
+    Against nothing it is the number itself.
+    """
 
     contestant: str
     target: Target
     times: float
-    other: str
 
     @property
     def reached(self) -> bool:
@@ -182,14 +184,25 @@ class Book:
         """One for each of ours and each target of the line."""
         found = []
         for target in targets:
-            native = target.against == "native"
-            other = self.get(line, NATIVE) if native else self.best_peer(line)
+            other = self._other(line, target)
             for series in self.row(line):
-                if series.family == "own":
+                if series.family != "own":
+                    continue
+                if target.against == "nothing":
+                    times = series.median
+                else:
                     times = math.nan if other is None else ratio(series, other)
-                    name = "nobody" if other is None else other.contestant
-                    found.append(Verdict(series.contestant, target, times, name))
+                found.append(Verdict(series.contestant, target, times))
         return found
+
+    def _other(self, line: Line, target: Target) -> Series | None:
+        match target.against:
+            case "native":
+                return self.get(line, NATIVE)
+            case "peer":
+                return self.best_peer(line)
+            case "nothing":
+                return None
 
     def mean_to_best_peer(self, lines: Iterable[Line], contestant: str) -> float:
         """The geometric mean over those of *lines* that it and a peer have."""

@@ -1,72 +1,85 @@
-"""What it costs to start `true` in a guest and come back: `python -m benchmarks.start [ROUNDS]`.
+"""Starting: until a mount is there, and `true` in a guest and back.
 
-Everything is measured in the same rounds, in turn, so that a busy machine is busy for all; what
-counts is the difference to a plain chroot of the same guest, with Python's own start taken off.
+Python's own start, measured in the same round, is taken off where a target is without it.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from benchmarks.contestants import Contestant, Places, gathered
+from benchmarks.results import NATIVE, Family, Line, Sample
+from benchmarks.timing import Bench
 from tests.matrix import guests
 
-ROUNDS: Final = 20
-ALLOWED_MS: Final = 250.0
-"""What `run` may cost more than a chroot once Python is up."""
+MOUNT: Final = Line("mount", "start", "ms")
+TRUE: Final = Line("true in a guest and back", "start", "ms")
+MORE: Final = Line("run, more than a chroot", "start", "ms")
+PYTHON: Final = Line("python -c pass", "start", "ms")
 
 _COMMAND: Final = Path(sys.executable).parent / "sysroot-fs"
+_PYTHON: Final = (sys.executable, "-c", "pass")
 
 
-def _once(words: list[str]) -> float:
-    """Milliseconds of one command."""
+def _milliseconds(words: Sequence[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-    return 1000 * (time.perf_counter() - began)
+    quiet = subprocess.DEVNULL
+    subprocess.run(words, check=True, stdin=quiet, stdout=quiet, stderr=quiet)
+    return 1e3 * (time.perf_counter() - began)
 
 
-def main() -> int:
-    """Measure and print; exit status 1 where it costs more than allowed."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
-    if os.geteuid() != 0:
-        print("benchmark: chroot needs root, so this does too", file=sys.stderr)
-        return 1
-    with tempfile.TemporaryDirectory(prefix="sysroot-fs-benchmark-") as name:
-        guest = Path(name) / "guest"
-        guests.unpack(guest)
-        run = [str(_COMMAND), "run"]
-        commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "chroot GUEST true": ["chroot", str(guest), "/bin/true"],
-            "unshare -m chroot GUEST true": ["unshare", "-m", "chroot", str(guest), "/bin/true"],
-            "sysroot-fs run GUEST true": [*run, str(guest), "/bin/true"],
-            "sysroot-fs run --pid GUEST true": [*run, "--pid", str(guest), "/bin/true"],
-            "sysroot-fs run --tty GUEST true": [*run, "--tty", str(guest), "/bin/true"],
-        }
-        times: dict[str, list[float]] = {label: [] for label in commands}
-        for number in range(rounds + 1):
-            for label, words in commands.items():
-                lasted = _once(words)
-                if number:  # the first round fills caches
-                    times[label].append(lasted)
-    middle = {label: statistics.median(spent) for label, spent in times.items()}
-    chroot, python = middle["chroot GUEST true"], middle["python -c pass"]
-    print(f"start to `true` and back, median of {rounds} rounds, load {os.getloadavg()[0]:.1f}")
-    print(f"  {'':32} {'ms':>7} {'least':>7}   more than chroot, Python's start taken off")
-    for label, spent in times.items():
-        more = f"{middle[label] - chroot - python:7.0f}" if label.startswith("sysroot") else ""
-        print(f"  {label:32} {middle[label]:7.1f} {min(spent):7.1f}   {more}")
-    more_ms = middle["sysroot-fs run GUEST true"] - chroot - python
-    held = more_ms <= ALLOWED_MS
-    print(f"allowed: {ALLOWED_MS:.0f} ms more; {'held' if held else 'NOT held'}")
-    return 0 if held else 1
+def _note(bench: Bench, line: Line, name: str, family: Family, round_: int, spent: float) -> None:
+    bench.book.of(line, name, family).samples.append(Sample(round_, spent, spent))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
+    """Twice as many rounds as elsewhere: each is short."""
+    if bench.wants(MOUNT):
+        _mounts(bench, everyone)
+    if bench.wants(TRUE) or bench.wants(MORE):
+        _runs(bench)
+
+
+def _mounts(bench: Bench, everyone: Sequence[Contestant]) -> None:
+    with gathered(everyone, bench.base / "start", bench.built) as running:
+        for round_ in range(2 * bench.rounds):
+            python = _milliseconds(_PYTHON)
+            for one in bench.shuffled([one for one in running if one.contestant.mounted]):
+                began = time.perf_counter()
+                one.mount()
+                spent = 1e3 * (time.perf_counter() - began)
+                one.stop()
+                own = one.contestant.family == "own"
+                less = python if own else 0.0
+                _note(bench, MOUNT, one.name, one.contestant.family, round_, spent - less)
+
+
+def _runs(bench: Bench) -> None:
+    at = Places(bench.base / "run")
+    at.make()
+    guests.unpack(at.tree)
+    run = [str(_COMMAND), "run", "--host", str(at.empty)]
+    true = [str(at.tree), "/bin/true"]
+    commands: dict[str, tuple[Family, list[str]]] = {
+        NATIVE: ("native", ["chroot", *true]),
+        "run": ("own", [*run, *true]),
+        "run --pid": ("own", [*run, "--pid", *true]),
+        "run --tty": ("own", [*run, "--tty", *true]),
+        "proot": ("peer", ["proot", "-w", "/", "-r", *true]),
+    }
+    for round_ in range(-1, 2 * bench.rounds):
+        python = _milliseconds(_PYTHON)
+        spent = {name: _milliseconds(words) for name, (_, words) in commands.items()}
+        if round_ < 0:  # fills caches
+            continue
+        _note(bench, PYTHON, NATIVE, "native", round_, python)
+        for name, (family, _) in commands.items():
+            _note(bench, TRUE, name, family, round_, spent[name])
+            if family == "own":
+                more = spent[name] - spent[NATIVE] - python
+                _note(bench, MORE, name, family, round_, more)

@@ -142,3 +142,20 @@ def whole(
     cpu, switches = _share(before, running.usage(), times)
     milliseconds = None if cpu is None else cpu / 1e3
     return Sample(round_, statistics.median(spent), min(spent), milliseconds, switches)
+
+
+def noted(
+    bench: Bench,
+    one: Running,
+    line: Line,
+    words: Sequence[str],
+    round_: int,
+    times: int = 1,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """`whole`, put down in the book, with whatever comes of it."""
+    if bench.alive(line, one):
+        try:
+            bench.note(line, one, whole(one, words, round_, times, env))
+        except Failed as failure:
+            bench.fails(line, one, str(failure))

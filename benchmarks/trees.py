@@ -64,6 +64,17 @@ def folders(tree: Path, count: int, each: int, twins: bool = False) -> None:
             os.close(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
 
 
+DEPTH: Final = 100
+"""Directories one in the other; the client has the same number."""
+
+
+def deep(tree: Path) -> None:
+    """A file that far down."""
+    bottom = tree.joinpath(*["d"] * DEPTH)
+    bottom.mkdir(parents=True)
+    (bottom / "file").touch()
+
+
 @frozen
 class Materials:
     """What whole work is done with, outside of the contestants' trees."""

@@ -16,9 +16,9 @@ from typing import Final
 from attrs import frozen
 
 from benchmarks import trees
-from benchmarks.contestants import Contestant, Places, Running
+from benchmarks.contestants import Contestant, Running, gathered
 from benchmarks.results import Line
-from benchmarks.timing import Bench, Failed, whole
+from benchmarks.timing import Bench, noted
 from benchmarks.trees import Materials
 from tests.matrix import guests
 
@@ -96,37 +96,31 @@ STEPS: Final = (
 )
 
 
-def measure(bench: Bench, running: Sequence[Running], made: Materials) -> None:
-    """All rounds."""
-    # What a step works on was made by the ones before.
-    steps = STEPS if any(bench.wants(step.line) for step in STEPS) else ()
-    for round_ in range(bench.rounds if steps else 0):
-        for one in running:
-            (one.at.tree / "work").mkdir()
-            one.mount()
-        for step in steps:
-            for one in bench.shuffled(running):
-                _once(bench, one, step, round_, made)
-        for one in running:
-            one.stop()
-            shutil.rmtree(one.at.tree / "work")
+def measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
+    """All rounds; all steps even where few are wanted: one works on what the others made."""
+    if not any(bench.wants(step.line) for step in STEPS):
+        return
+    place = bench.base / "made"
+    place.mkdir()
+    made = trees.materials(place, 400 if bench.quick else 2000)
+    with gathered(everyone, bench.base / "work", bench.built) as running:
+        for round_ in range(bench.rounds):
+            for one in running:
+                (one.at.tree / "work").mkdir()
+                one.mount()
+            for step in STEPS:
+                for one in bench.shuffled(running):
+                    _once(bench, one, step, round_, made)
+            for one in running:
+                one.stop()
+                shutil.rmtree(one.at.tree / "work")
 
 
 def _once(bench: Bench, one: Running, step: Step, round_: int, made: Materials) -> None:
     if step.cold:
         one.mount()
     words = step.words(one.root / "work", made)
-    _noted(bench, one, step.line, words, round_, step.times)
-
-
-def _noted(
-    bench: Bench, one: Running, line: Line, words: Sequence[str], round_: int, times: int = 1
-) -> None:
-    if bench.alive(line, one):
-        try:
-            bench.note(line, one, whole(one, words, round_, times, trees.GIT))
-        except Failed as failure:
-            bench.fails(line, one, str(failure))
+    noted(bench, one, step.line, words, round_, step.times, trees.GIT)
 
 
 # --- a guest --------------------------------------------------------------------------------------
@@ -137,12 +131,11 @@ _WITHOUT_MOUNT: Final = (
     Contestant("proot", "peer", mounted=False),
     Contestant("run", "own", mounted=False),
 )
-START: Final = Line("one program in a guest", "guest", "ms")
 
 
-def _entering(one: Running, count: int) -> list[str]:
-    """Run /usr/bin/true in the guest *count* times; by chroot, proot or `sysroot-fs run`."""
-    loop = ["/bin/sh", "-c", _LOOP, "sh", str(count)]
+def _entering(one: Running) -> list[str]:
+    """Run /usr/bin/true in the guest again and again; by chroot, proot or `sysroot-fs run`."""
+    loop = ["/bin/sh", "-c", _LOOP, "sh", str(EXECS)]
     entering = {
         "proot": ["proot", "-r", str(one.at.tree), "-w", "/"],
         "run": [
@@ -153,23 +146,17 @@ def _entering(one: Running, count: int) -> list[str]:
     return [*entering.get(one.name, ["chroot", str(one.root)]), *loop]
 
 
-def measure_guests(bench: Bench, running: Sequence[Running], base: Path) -> None:
+def measure_guests(bench: Bench, everyone: Sequence[Contestant]) -> None:
     """The same loop in the guest by every way in; proot and `run` need no mount beforehand."""
-    lines = [(line, n) for line, n in ((EXEC, EXECS), (START, 1)) if bench.wants(line)]
-    if not lines:
+    if not bench.wants(EXEC):
         return
-    everyone = [*running]
-    for contestant in _WITHOUT_MOUNT:
-        at = Places(base / contestant.name)
-        at.make()
-        everyone.append(Running(contestant, at, bench.built))
-    for one in everyone:
-        guests.unpack(one.at.tree)
-    for round_ in range(bench.rounds):
-        for one in everyone:
-            one.mount()
-        for line, count in lines:
-            for one in bench.shuffled(everyone):
-                _noted(bench, one, line, _entering(one, count), round_)
-        for one in everyone:
-            one.stop()
+    with gathered([*everyone, *_WITHOUT_MOUNT], bench.base / "guest", bench.built) as running:
+        for one in running:
+            guests.unpack(one.at.tree)
+        for round_ in range(bench.rounds):
+            for one in running:
+                one.mount()
+            for one in bench.shuffled(running):
+                noted(bench, one, EXEC, _entering(one), round_)
+            for one in running:
+                one.stop()
