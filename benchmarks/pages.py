@@ -22,7 +22,7 @@ _TITLES: Final = {
     "start": "Starting",
 }
 _AGAINST: Final = {"native": " native", "peer": " best peer", "nothing": ""}
-_SHORT: Final = (
+SHORT: Final = (
     "stat, pinned",
     "missing, again, pinned",
     "open+read, pinned",
@@ -73,7 +73,8 @@ def _reached(verdicts: Sequence[Verdict]) -> str:
 def ratios(book: Book, group: str) -> list[str]:
     """Times native for each contestant, and the verdict on each line."""
     lines = [line for line in book.lines if line.group == group]
-    present = {series.contestant for line in lines for series in book.row(line)}
+    names = {line.name for line in lines}
+    present = {series.contestant for (line, _), series in book.series.items() if line in names}
     columns = [name for name in book.contestants if name in present and name != NATIVE]
     rows = []
     for line in lines:
@@ -128,7 +129,7 @@ def short(book: Book) -> list[str]:
     rows = []
     for line in book.lines:
         native = book.get(line, NATIVE)
-        if line.name not in _SHORT or native is None:
+        if line.name not in SHORT or native is None:
             continue
         peer = book.best_peer(line)
         named = "-" if peer is None else f"{number(ratio(peer, native))} ({peer.contestant})"
