@@ -18,16 +18,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import contestants, folding, machine, micro, pages, scale, spelling, start, work
+from benchmarks import (
+    contestants,
+    folding,
+    machine,
+    micro,
+    options,
+    pages,
+    scale,
+    spelling,
+    start,
+    work,
+)
 from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.results import Book
 from benchmarks.timing import Bench
 from tests.matrix.building import say
 from tests.matrix.volumes import mounts_below
 
+_CHECKOUT: Final = Path(__file__).parent.parent
 _TMPFS: Final = Path("/dev/shm")
 _PARTS: Final[Mapping[str, Callable[[Bench, Sequence[Contestant]], None]]] = {
     "single calls": micro.measure,
+    "options": options.measure,
     "whole work": work.measure,
     "guests": work.measure_guests,
     "folding volume": folding.measure,
@@ -51,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--million", action="store_true", help="scale up to 10^6 files")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--backing", type=Path, default=_TMPFS, help="where the trees are")
-    parser.add_argument("--table", type=Path, help="only write the table of this results.json anew")
+    parser.add_argument("--docs", action="store_true", help="write the documents' tables too")
+    parser.add_argument("--from", dest="read", type=Path, help="measure nothing: a results.json")
     return parser
 
 
@@ -77,7 +91,7 @@ def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contest
 def _measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
     for name, measure in _PARTS.items():
         began = time.monotonic()
-        say(f"bench: {name}, load {machine.load()}")
+        say(f"{time.strftime('%H:%M:%S')} {name}, load {machine.load()}")
         measure(bench, everyone)
         lasted = time.monotonic() - began
         bench.book.notes[f"load, {name}"] = f"{machine.load()} at its end, {lasted:.0f} s"
@@ -94,11 +108,30 @@ def write(book: Book, out: Path) -> str:
     return table
 
 
+def write_docs(book: Book, checkout: Path) -> None:
+    """The tables and plots in the documents, between their marks."""
+    day = f"Measured {book.notes['date']} by `{book.notes['command']}`."
+    for name, mark, lines in (
+        ("README.md", "short", [day, "", *pages.short(book)]),
+        ("docs/performance.md", "long", pages.long(book, "###")),
+    ):
+        path = checkout / name
+        path.write_text(pages.inserted(path.read_text(), mark, lines))
+    for group in ("micro-pinned", "work"):
+        (checkout / f"docs/performance-{group}.svg").write_text(pages.svg(book, group))
+
+
+def _tell(book: Book, words: argparse.Namespace) -> None:
+    print(write(book, words.out))
+    if words.docs:
+        write_docs(book, _CHECKOUT)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write and print; exit status 1 where something needed is missing."""
     words = _parser().parse_args(arguments)
-    if words.table is not None:
-        print(write(Book.from_json(words.table.read_text()), words.out))
+    if words.read is not None:
+        _tell(Book.from_json(words.read.read_text()), words)
         return 0
     if os.geteuid() != 0:
         print("bench: run it as root, as a guest root is used", file=sys.stderr)
@@ -121,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rounds": str(rounds),
         }
         _measure(bench, everyone)
-        print(write(bench.book, words.out))
+        _tell(bench.book, words)
     except (ValueError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

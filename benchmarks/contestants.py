@@ -27,6 +27,9 @@ from tests.matrix.guest_cache import extract, in_cache
 LONG: Final = "entry_timeout=1000,attr_timeout=1000,negative_timeout=1000"
 PACKAGES: Final = ("bindfs", "fuse-overlayfs", "mergerfs", "proot", "git")
 
+_GOING_SECONDS: Final = 2.0
+"""How long one may take to end once it is unmounted; passthrough_ll sometimes never does."""
+
 Command = Callable[["Places", Path], list[str]]
 """What to run in the foreground so that the tree at the places is seen at the path; the second
 path is where passthrough_ll was built."""
@@ -298,7 +301,7 @@ class Running:
             if done.returncode:
                 mounts.detach(self.at.point)
             try:
-                self.server.wait(mounts.PATIENCE)
+                self.server.wait(_GOING_SECONDS)
             except subprocess.TimeoutExpired:
                 self.server.kill()
                 self.server.wait()
@@ -336,10 +339,11 @@ def gathered(
         at.make()
         running.append(Running(contestant, at, built))
     try:
-        yield running
+        with contextlib.ExitStack() as stack:
+            for one in running:
+                stack.callback(one.stop)
+            yield running
     finally:
-        for one in running:
-            one.stop()
         for one in running:
             # Below a mount that is still there would be somebody's files.
             if mounts.mounted_type(one.at.point) is None:

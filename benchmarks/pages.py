@@ -10,9 +10,10 @@ from typing import Final
 from benchmarks.results import NATIVE, Book, Line, Series, Verdict, ratio
 from benchmarks.targets import WHOLE_MEAN, targets
 
-_TITLES: Final = {
+TITLES: Final = {
     "micro-pinned": "Single calls, client and server on one processor",
     "micro-free": "Single calls, processors free",
+    "options": "What options cost",
     "work": "Whole work",
     "guest": "Programs in a guest",
     "folding": "On a folding volume",
@@ -168,19 +169,54 @@ def notes(book: Book) -> list[str]:
     return [*_table(["", ""], ([key, str(value)] for key, value in book.notes.items()))]
 
 
-def markdown(book: Book) -> str:
-    """Everything."""
-    parts = ["# A run of the benchmarks", "", *notes(book)]
-    parts += ["## In short", "", *short(book)]
-    for group in dict.fromkeys(line.group for line in book.lines):
-        parts += [f"## {_TITLES.get(group, group)}", "", *ratios(book, group)]
+def _groups(book: Book) -> list[str]:
+    return list(dict.fromkeys(line.group for line in book.lines))
+
+
+def long(book: Book, level: str = "##") -> list[str]:
+    """The machine, the ratios, what servers spend on single calls, and who failed."""
+    parts = notes(book)
+    for group in _groups(book):
+        parts += [f"{level} {TITLES[group]}", "", *ratios(book, group)]
         if group == "work":
             parts += means(book)
-    parts += failures(book)
+    if "micro-pinned" in _groups(book):
+        parts += [f"{level} What the servers spend on a call", "", *servers(book, "micro-pinned")]
+    return [*parts, *failures(book)]
+
+
+def servers(book: Book, group: str) -> list[str]:
+    """Microseconds on a processor and context switches, for each server."""
+    lines = [line for line in book.lines if line.group == group]
+    columns = [n for n in book.contestants if any(_spent(book.get(line, n)) for line in lines)]
+    rows = ([line.name, *(_spent(book.get(line, n)) or "-" for n in columns)] for line in lines)
+    return _table(["us / switches", *columns], rows)
+
+
+def _spent(series: Series | None) -> str:
+    if series is None:
+        return ""
+    cpu, switches = series.mean("cpu"), series.mean("switches")
+    return "" if cpu is None or switches is None else f"{number(cpu)} / {number(switches)}"
+
+
+def markdown(book: Book) -> str:
+    """Everything."""
+    parts = ["# A run of the benchmarks", "", *long(book), "## In short", "", *short(book)]
     parts += ["## Medians, spreads and servers", ""]
-    for group in dict.fromkeys(line.group for line in book.lines):
-        parts += [f"### {_TITLES.get(group, group)}", "", *costs(book, group)]
+    for group in _groups(book):
+        parts += [f"### {TITLES[group]}", "", *costs(book, group)]
     return "\n".join(parts)
+
+
+def inserted(text: str, name: str, lines: Sequence[str]) -> str:
+    """*text* with *lines* between its marks of that name; ValueError where it has none."""
+    begin, end = f"<!-- {name}: begin, written by make bench -->", f"<!-- {name}: end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the marks {begin} and {end} are missing")
+    return "\n".join([f"{head}{begin}", "", *lines, f"{end}{tail}"])
 
 
 # --- the plot -----------------------------------------------------------------------------------

@@ -152,6 +152,27 @@ def test_a_run_can_be_read_again() -> None:
     assert pages.markdown(Book.from_json(book.as_json())) == pages.markdown(book)
 
 
+def test_the_documents_have_the_tables(tmp_path: Path) -> None:
+    """Between their marks; what stands around them stays, and a second time nothing changes."""
+    for name in ("README.md", "docs/performance.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((Path(command.__file__).parent.parent / name).read_text())
+    book = book_of(UNTAR, {"native": [10], "kernel": [20], "bindfs": [30]})
+    book.notes |= {"date": "2031-01-02", "command": "make it"}
+    command.write_docs(book, tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert "| untar | 2.00 | 3.00 (bindfs) |\n\n<!-- short: end -->\n" in readme
+    assert "Measured 2031-01-02 by `make it`." in readme
+    assert readme.startswith("# sysroot-fs\n")
+    performance = (tmp_path / "docs/performance.md").read_text()
+    assert "| untar | 10.0 ms | 2.00 | 3.00 | bindfs |" in performance
+    command.write_docs(book, tmp_path)
+    assert (tmp_path / "README.md").read_text() == readme
+    assert (tmp_path / "docs/performance.md").read_text() == performance
+    with pytest.raises(ValueError, match="are missing"):
+        pages.inserted("no marks", "short", [])
+
+
 def test_the_plot_is_well_formed() -> None:
     """One bar for each contestant on each line, and one in the legend; names are escaped."""
     book = book_of(Line("a<b", "work", "ms"), {"native": [1], "kernel": [0.001], "bindfs": [900]})
