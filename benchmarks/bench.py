@@ -34,7 +34,7 @@ from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.results import Book
 from benchmarks.timing import Bench
 from tests.matrix.building import say
-from tests.matrix.volumes import mounts_below
+from tests.matrix.volumes import VolumeError, mounts_below
 
 _CHECKOUT: Final = Path(__file__).parent.parent
 _TMPFS: Final = Path("/dev/shm")
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         _measure(bench, everyone)
         _tell(bench.book, words)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, VolumeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:

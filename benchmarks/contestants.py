@@ -23,6 +23,7 @@ from benchmarks.results import NATIVE, Family
 from tests import mounts
 from tests.matrix.building import GuestBuildError, Runner, get_sources, private_apt, say
 from tests.matrix.guest_cache import extract, in_cache
+from tests.matrix.volumes import mounts_below
 
 LONG: Final = "entry_timeout=1000,attr_timeout=1000,negative_timeout=1000"
 PACKAGES: Final = ("bindfs", "fuse-overlayfs", "mergerfs", "proot", "git")
@@ -334,8 +335,9 @@ def gathered(
     """The contestants with their directories below *base*, stopped and removed at the end."""
     base.mkdir(parents=True)
     running = []
-    for contestant in contestants:
-        at = Places(base / contestant.name, shared)
+    for number, contestant in enumerate(contestants):
+        # Not by name: what is in a command line and in /proc/mounts had better be plain.
+        at = Places(base / str(number), shared)
         at.make()
         running.append(Running(contestant, at, built))
     try:
@@ -346,6 +348,7 @@ def gathered(
     finally:
         for one in running:
             # Below a mount that is still there would be somebody's files.
-            if mounts.mounted_type(one.at.point) is None:
+            if not mounts_below(one.at.work):
                 shutil.rmtree(one.at.work)
-        base.rmdir()
+        with contextlib.suppress(OSError):
+            base.rmdir()
