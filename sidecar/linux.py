@@ -14,9 +14,10 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, final
@@ -51,8 +52,10 @@ __all__ = [
     "mount_type",
     "openat2",
     "overrides_permissions",
+    "read_signals",
     "renameat2",
     "same_file_lock",
+    "signal_descriptor",
     "statx",
     "umount",
     "utimens",
@@ -423,6 +426,37 @@ class same_file_lock:
         # the lock is not undone by a failure here.
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+# --- signals --------------------------------------------------------------------------
+
+_SIGNAL_SET: Final = ctypes.c_char * 128
+_SIGNALFD_INFO: Final = struct.Struct("=I124x")  # number, the rest
+_SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
+    """A descriptor from which `read_signals` reads *numbers*; the caller has blocked them."""
+    wanted = _SIGNAL_SET()
+    _libc.sigemptyset(wanted)
+    for number in numbers:
+        _libc.sigaddset(wanted, int(number))
+    fd: int = _libc.signalfd(-1, wanted, _SFD_FLAGS)
+    if fd < 0:
+        raise failure()
+    return fd
+
+
+def read_signals(fd: int) -> list[signal.Signals]:
+    """The signals that have come."""
+    found: list[signal.Signals] = []
+    while True:
+        try:
+            data = os.read(fd, _SIGNALFD_INFO.size)
+        except BlockingIOError:
+            return found
+        (number,) = _SIGNALFD_INFO.unpack(data)
+        found.append(signal.Signals(number))
 
 
 # --- acting as somebody else ----------------------------------------------------------

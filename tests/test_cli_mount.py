@@ -269,8 +269,6 @@ def test_foreground(place: Place, flag: str, number: signal.Signals) -> None:
     ) as server:
         try:
             assert wait_for(lambda: is_mounted(place.mountpoint))
-            # Until the first answer the mount stands but nobody listens for signals yet.
-            os.listdir(place.mountpoint)
             server.send_signal(number)
             _, err = server.communicate(timeout=PATIENCE)
         finally:

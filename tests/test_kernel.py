@@ -147,23 +147,6 @@ def test_the_old_root_is_gone_after_a_change(workplace: Path) -> None:
     assert apart(work) == (["/"], "/", ["inner"])
 
 
-def test_signals_are_read_from_a_descriptor() -> None:
-    """Blocked signals that have come are read once, and without any the list is empty."""
-
-    def work() -> list[list[signal.Signals]]:
-        wanted = [signal.SIGUSR1, signal.SIGTERM]
-        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        fd = kernel.signal_descriptor(wanted)
-        seen = [kernel.read_signals(fd)]
-        for number in (*wanted, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
-        seen.append(sorted(kernel.read_signals(fd)))
-        assert not os.get_inheritable(fd)
-        return [*seen, kernel.read_signals(fd)]
-
-    assert in_child(work) == [[], [signal.SIGUSR1, signal.SIGTERM], []]
-
-
 def test_orphans_come_to_who_adopts_them() -> None:
     """A subreaper is the parent of a grandchild whose own parent has ended."""
 

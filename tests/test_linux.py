@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -351,6 +352,23 @@ def test_lock_waits(tmp_path: Path) -> None:
 
 
 # --- acting as somebody else ----------------------------------------------------------
+
+
+def test_signals_are_read_from_a_descriptor() -> None:
+    """Blocked signals that have come are read once, and without any the list is empty."""
+
+    def work() -> list[list[signal.Signals]]:
+        wanted = [signal.SIGUSR1, signal.SIGTERM]
+        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+        fd = linux.signal_descriptor(wanted)
+        seen = [linux.read_signals(fd)]
+        for number in (*wanted, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        seen.append(sorted(linux.read_signals(fd)))
+        assert not os.get_inheritable(fd)
+        return [*seen, linux.read_signals(fd)]
+
+    assert in_child(work) == [[], [signal.SIGUSR1, signal.SIGTERM], []]
 
 
 def fs_ids() -> tuple[int, int]:

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,19 +40,21 @@ R = TypeVar("R")
 def _answering(
     handler: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn what a handler raises into an errno, and tell the kernel what it has to forget."""
+    """Count its requests, make what it raises an errno, tell the kernel what it has to forget."""
+    kind = handler.__name__
 
     @functools.wraps(handler)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        door = args[0]
+        assert isinstance(door, Door)
+        door.counts[kind] += 1
         try:
             return await handler(*args, **kwargs)
         except FUSEError:
             raise
         except Exception as failure:
-            raise FUSEError(errno_of(handler.__name__, failure)) from None
+            raise FUSEError(errno_of(kind, failure)) from None
         finally:
-            door = args[0]
-            assert isinstance(door, Door)
             if door.tree.forgotten:
                 door.tell_kernel()
 
@@ -91,6 +94,8 @@ class Door(pyfuse3.Operations):
         self._owners = Owners.here()
         self.tree = tree
         self.negotiated = False
+        self.counts: Counter[str] = Counter()
+        """Requests of each kind so far."""
         self._ready = ready
         self._notices: Notices | None = None
         self._changes: int | None = None
@@ -160,6 +165,7 @@ class Door(pyfuse3.Operations):
         return self._entry(found)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self.counts["forget"] += 1
         try:
             lookup.forget(self.tree, inode_list)
         except Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import stat
 from collections.abc import Callable, Iterator
 
@@ -14,11 +13,11 @@ import trio
 
 from sysroot_fs.fuse.door import Door
 from sysroot_fs.fuse.options import MountOptions
+from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.null import open_null
 from sysroot_fs.tree import Tree
 
 log = logging.getLogger(__name__)
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def escaped(value: bytes) -> str:
@@ -56,39 +55,32 @@ def serve(
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
     Without *options* the mountpoint is `/dev/fd/N`, which stands for a mount that is there already
-    and is served through the descriptor N. SIGTERM, SIGINT and SIGHUP unmount. Raises
+    and is served through the descriptor N. For the signals see `sysroot_fs.fuse.signals`. Raises
     RuntimeError where libfuse cannot mount (it has said why on standard error), or the kernel and
     libfuse do not agree on a protocol.
     """
     words = set() if options is None else set(libfuse_words(options))
     if debug:
         words.add("debug")
-    # A signal between the mount and its handler would kill the server and leave a dead mount.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
+    with held_back() as signal_fd:
         door = Door(tree, ready, None if options is None else os.path.realpath(mountpoint))
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
             pyfuse3.init(door, os.fsdecode(mountpoint), words)
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise
-    clean = False
-    ended_by: list[signal.Signals] = []
-    try:
-        trio.run(_main, door, ended_by)
-        clean = True
-    finally:
+        signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
+        clean = False
         try:
-            pyfuse3.close(unmount=True)
-        except Exception:
-            if clean:
-                raise
-            log.exception("unmounting failed")
-        door.close()
-        tree.close()
-    # A signal may come before the first request: that is no failure.
-    if not door.negotiated and not ended_by:
-        raise RuntimeError("the kernel and libfuse did not agree on a protocol")
+            trio.run(_main, door, signals)
+            clean = True
+        finally:
+            try:
+                pyfuse3.close(unmount=True)
+            except Exception:
+                if clean:
+                    raise
+                log.exception("unmounting failed")
+            door.close()
+            tree.close()
+        signals.check_served(door.negotiated)
 
 
 @contextlib.contextmanager
@@ -120,9 +112,9 @@ def _sockets() -> set[int]:
     return found
 
 
-async def _main(door: Door, ended_by: list[signal.Signals]) -> None:
+async def _main(door: Door, signals: Signals) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals, ended_by)
+        nursery.start_soon(_watch, signals)
         nursery.start_soon(door.watch)
         # Only fsync ever waits, in a thread. More tasks than trio has threads for them: on a volume
         # that hangs the other requests are still answered.
@@ -130,14 +122,7 @@ async def _main(door: Door, ended_by: list[signal.Signals]) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(
-    ended_by: list[signal.Signals],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(*_ENDING) as received:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-        task_status.started()
-        async for number in received:
-            ended_by.append(signal.Signals(number))
-            log.info("%s: unmounting", ended_by[-1].name)
-            pyfuse3.terminate()
+async def _watch(signals: Signals) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(signals.fd)
+        signals.take()

@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from sidecar.linux import AT_EMPTY_PATH, AT_FDCWD, failure, umount
@@ -182,31 +182,3 @@ def change_root(root: int) -> None:
     _checked(_call(_PIVOT_ROOT[machine], b".", b"."))
     umount(b".", lazy=True)
     os.chdir("/")
-
-
-# --- signals ------------------------------------------------------------------------------------
-
-_SIGNAL_SET: Final = ctypes.c_char * 128
-_SIGNALFD_INFO: Final = struct.Struct("=I124x")  # number, the rest
-_SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
-
-
-def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
-    """A descriptor from which `read_signals` reads *numbers*; the caller has blocked them."""
-    wanted = _SIGNAL_SET()
-    _libc.sigemptyset(wanted)
-    for number in numbers:
-        _libc.sigaddset(wanted, int(number))
-    return _checked(_libc.signalfd(-1, wanted, _SFD_FLAGS))
-
-
-def read_signals(fd: int) -> list[signal.Signals]:
-    """The signals that have come."""
-    found: list[signal.Signals] = []
-    while True:
-        try:
-            data = os.read(fd, _SIGNALFD_INFO.size)
-        except BlockingIOError:
-            return found
-        (number,) = _SIGNALFD_INFO.unpack(data)
-        found.append(signal.Signals(number))

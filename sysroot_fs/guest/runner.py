@@ -23,6 +23,7 @@ from typing import Final, NoReturn, final
 
 from attrs import define, field
 
+from sidecar import linux
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.channel import Channel, Kind, Message
 from sysroot_fs.guest.monitor import Monitor
@@ -89,7 +90,7 @@ class Runner:
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("run must not be called in a process that has threads: it forks")
         self._mask = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)))
-        signals = kernel.signal_descriptor(_WATCHED)
+        signals = linux.signal_descriptor(_WATCHED)
         try:
             if self.plan.terminal:
                 self._outer = Outer()
@@ -194,7 +195,7 @@ class Runner:
                 if self._guest.fileno() in ready:
                     self._hear()
                 if signals in ready:
-                    for number in kernel.read_signals(signals):
+                    for number in linux.read_signals(signals):
                         self._take(number)
                 if server in ready:
                     self._server_ended()

@@ -1,8 +1,9 @@
 """The loop: read a request, have it handled, write the reply; one thread, nothing in between.
 
-It runs beside the thread that waits for signals and ends when the mount does or `Loop.stop` is
-called. fsync really blocks and goes to threads of its own. An OSError of a handler is the guest's
-errno; anything else is a bug: logged with its traceback, EIO for the guest, and the mount goes on.
+It waits for whatever else the server has to hear of as well (`Loop.beside`: signals) and ends when
+the mount does or `Loop.stop` is called. fsync really blocks and goes to threads of its own. An
+OSError of a handler is the guest's errno; anything else is a bug: logged with its traceback, EIO
+for the guest, and the mount goes on.
 """
 
 from __future__ import annotations
@@ -67,13 +68,9 @@ class Loop:
         self.door.changed = self._notices.changed
         self.door.watching = self._watch
 
-    def counted(self) -> str:
-        """How many requests of each kind there were so far, the most frequent first."""
-        found = sorted(
-            ((count, _name(opcode)) for opcode, count in enumerate(self.counts) if count),
-            reverse=True,
-        )
-        return ", ".join(f"{name} {count}" for count, name in found)
+    def counted(self) -> dict[str, int]:
+        """How many requests of each kind there were so far."""
+        return {_name(opcode): count for opcode, count in enumerate(self.counts) if count}
 
     def _watch(self, fd: int) -> None:
         """Have the changes behind the mount taken note of between requests."""
