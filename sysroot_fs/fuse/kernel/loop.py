@@ -155,10 +155,8 @@ class Loop:
             else:
                 try:
                     reply = handler(request)
-                except _MALFORMED:
-                    code = errno.EINVAL
                 except Exception as failure:
-                    code = errno_of(_name(opcode), failure)
+                    code = _code(opcode, failure)
             if tree.forgotten:
                 self._forget()
             if opcode in _UNANSWERED:
@@ -203,11 +201,8 @@ class Loop:
     def _sync(self, request: Request) -> None:
         try:
             work = self.door.syncing(request)
-        except _MALFORMED:
-            self._reply(request.unique, errno.EINVAL, b"")
-            return
         except Exception as failure:
-            self._reply(request.unique, errno_of("fsync", failure), b"")
+            self._reply(request.unique, _code(Opcode.FSYNC, failure), b"")
             return
         self._pool.submit(partial(self._answer, request.unique, work))
 
@@ -216,8 +211,15 @@ class Loop:
         try:
             work()
         except Exception as failure:
-            code = errno_of("fsync", failure)
+            code = _code(Opcode.FSYNC, failure)
         self._reply(unique, code, b"")
+
+
+def _code(opcode: int, failure: Exception) -> int:
+    """The guest's errno for what the handler of *opcode* has raised."""
+    if isinstance(failure, _MALFORMED):
+        return errno.EINVAL
+    return errno_of(_name(opcode), failure)
 
 
 def _name(opcode: int) -> str:
