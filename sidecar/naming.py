@@ -8,7 +8,6 @@ escape fits the volume, the name gets a token and a row in the directory's index
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from enum import Enum
@@ -65,6 +64,9 @@ def is_leftover(stored: bytes) -> bool:
 
 def token(name: bytes, attempt: int = 0) -> bytes:
     """The token that two writers of *name* agree on; *attempt* > 0 after a collision."""
+    # Imported here: it loads all of OpenSSL, and most volumes have no index.
+    import hashlib
+
     salt = attempt.to_bytes(8, "little")
     return b".ef_" + hashlib.blake2b(name, digest_size=8, salt=salt).hexdigest().encode()
 

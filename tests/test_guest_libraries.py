@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from sysroot_fs.guest import elf, libraries
 from sysroot_fs.guest.libraries import Missing
-from sysroot_fs.guest.program import Refusal, check
+from sysroot_fs.guest.plan import Refusal
+from sysroot_fs.guest.program import check
 from tests.children import in_child
 from tests.matrix import guests
 from tests.programs import (

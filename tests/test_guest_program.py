@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sysroot_fs.guest.program import Refusal, check, explain, find, is_plain_script
+from sysroot_fs.guest.plan import Refusal
+from sysroot_fs.guest.program import check, explain, find, is_plain_script
 from tests.children import in_child
 from tests.matrix import guests
 from tests.programs import GLIBC, MUSL, inside, program
@@ -268,7 +269,8 @@ def test_the_effective_user_counts(guest: Path) -> None:
 
 _FRESH = r"""
 import os, sys
-from sysroot_fs.guest.program import Refusal, check, explain, find, is_plain_script
+from sysroot_fs.guest.plan import Refusal
+from sysroot_fs.guest.program import check, explain, find, is_plain_script
 os.chroot(sys.argv[1])
 os.chdir("/")
 imported = []

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from sysroot_fs.guest import command, kernel, mounts
-from sysroot_fs.guest.plan import Bind, Command, GuestError, Kernel, Root, Tmpfs
-from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.plan import Bind, Command, GuestError, Kernel, Refusal, Root, Tmpfs
 from tests.children import code_of, in_child
 
 

@@ -6,15 +6,14 @@ user pressed ^C.
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from sysroot_fs import __version__
-from sysroot_fs.cli import check, doctor, machine, mount, resolve, run
 from sysroot_fs.cli.errors import CommandError, RunFailed, UsageError
-from sysroot_fs.guest.plan import OWN_FAILURE
 from sysroot_fs.null import to_null
 from sysroot_fs.text import sentence, shortage, shown
 
@@ -23,6 +22,9 @@ Use a directory that holds a Linux guest root (a "sysroot") as if it were laid o
 own files: what the sysroot has is the guest's, what it lacks is the host's. The names in it are
 byte-exact Linux names even on a volume that takes Foo and foo for one name.
 """
+
+VERBS: Final = ("run", "mount", "resolve", "doctor", "check")
+"""Each is a module of this package, with an `add_parser`."""
 
 EXAMPLES = """\
 examples:
@@ -46,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
 
 def versions() -> str:
     """What `--version` says: everything that a report about a problem needs."""
+    from sysroot_fs.cli import machine
+
     return (
         f"sysroot-fs {__version__}, pyfuse3 {machine.pyfuse3_version() or 'missing'}, "
         f"libfuse {machine.libfuse_version() or 'missing'}, kernel {machine.kernel()}"
@@ -60,8 +64,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, for `main` and whatever documents it."""
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, or as much of it as *verb* needs: a start waits for all the others.
+
+    What is no verb gets the whole, which says what is wrong with it.
+    """
     parser: argparse.ArgumentParser = _Parser(
         prog="sysroot-fs",
         description=DESCRIPTION,
@@ -74,17 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # The verbs' parsers are of the same class: argparse takes it from here.
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
-    run.add_parser(verbs)
-    mount.add_parser(verbs)
-    resolve.add_parser(verbs)
-    doctor.add_parser(verbs)
-    check.add_parser(verbs)
+    for name in (verb,) if verb in VERBS else VERBS:
+        importlib.import_module(f"sysroot_fs.cli.{name}").add_parser(verbs)
     return parser
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: list[str]) -> int:
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = build_parser(argv[0] if argv else None).parse_args(argv)
         status = int(arguments.run(arguments))
         sys.stdout.flush()
     except SystemExit as error:
@@ -105,6 +109,16 @@ def _say(text: str) -> None:
             to_null(2)
 
 
+def _own_failure(is_run: bool) -> int:
+    """The exit status where it is this program that has failed."""
+    if not is_run:
+        return 1
+    # Imported here: nothing else of the guest's is needed for the other verbs.
+    from sysroot_fs.guest.plan import OWN_FAILURE
+
+    return OWN_FAILURE
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; `argv` is without the program's name. The value is the exit status."""
     # Closed ones are None in Python, and what is printed to None goes to standard output.
@@ -113,7 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else None)
-    is_run = (sys.argv[1:] if argv is None else argv)[:1] == ["run"]
+    argv = sys.argv[1:] if argv is None else argv
+    is_run = argv[:1] == ["run"]
     try:
         return _run(argv)
     except BrokenPipeError:
@@ -125,10 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except CommandError as error:
         _say(str(error))
-        return OWN_FAILURE if is_run and not isinstance(error, RunFailed) else error.status
+        is_own = is_run and not isinstance(error, RunFailed)
+        return _own_failure(is_run) if is_own else error.status
     except (Exception, BaseExceptionGroup) as error:
         if os.environ.get("SYSROOT_FS_TRACEBACK"):
             raise
         bug = f"{sentence(error)} (this is a bug: SYSROOT_FS_TRACEBACK=1 shows where)"
         _say(shortage(error) or bug)
-        return OWN_FAILURE if is_run else 1
+        return _own_failure(is_run)

@@ -6,7 +6,6 @@ written is the user's error and not a silent loss.
 
 import contextlib
 import logging
-import logging.handlers
 import os
 import sys
 from typing import Final
@@ -40,8 +39,11 @@ def _stderr() -> logging.Handler:
 
 def _background() -> logging.Handler:
     if os.path.exists(SYSLOG):
+        # Imported here: a log that goes elsewhere needs no sockets.
+        from logging.handlers import SysLogHandler
+
         with contextlib.suppress(OSError):
-            handler = logging.handlers.SysLogHandler(SYSLOG, facility="daemon")
+            handler = SysLogHandler(SYSLOG, facility="daemon")
             handler.setFormatter(logging.Formatter(f"sysroot-fs[{os.getpid()}]: %(message)s"))
             return handler
     return logging.NullHandler()

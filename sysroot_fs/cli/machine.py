@@ -11,7 +11,6 @@ import io
 import os
 import platform
 import resource
-import shutil
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Final
@@ -59,6 +58,8 @@ def libfuse_version() -> str | None:
 
 def fusermount() -> str | None:
     """Where fusermount3 is, None where it is not on the PATH."""
+    import shutil
+
     return shutil.which("fusermount3")
 
 
@@ -107,14 +108,12 @@ def mount_problem(auto_unmount: bool = False) -> str | None:
     problem = device_problem()
     if problem is not None:
         return problem
-    if fusermount() is None:
-        if not may_mount():
-            return (
-                "fusermount3 is missing, and without it only root can mount: install the "
-                "package fuse3"
-            )
-        if auto_unmount:
-            return "auto_unmount needs fusermount3: install the package fuse3"
+    if not may_mount() and fusermount() is None:
+        return (
+            "fusermount3 is missing, and without it only root can mount: install the package fuse3"
+        )
+    if auto_unmount and fusermount() is None:
+        return "auto_unmount needs fusermount3: install the package fuse3"
     return None
 
 

@@ -6,7 +6,6 @@ mount(8); the lists (`allow`, `deny`, `fold`, `exact`) add up.
 """
 
 import argparse
-import difflib
 import enum
 import math
 import os
@@ -404,6 +403,9 @@ def _value(option: Option, text: str) -> object:
 
 
 def _unknown(name: str) -> UsageError:
+    # Imported here: a start that nothing is wrong with does not wait for it.
+    import difflib
+
     close = difflib.get_close_matches(name.replace("-", "_"), BY_NAME, n=1)
     hint = f": did you mean {close[0]}?" if close else ""
     return UsageError(f"unknown mount option {name!r}{hint}")

@@ -20,8 +20,7 @@ from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.plans import make_plan, make_room
 from sysroot_fs.cli.trees import open_tree
-from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
-from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan, Refusal
 from sysroot_fs.guest.runner import Runner
 from sysroot_fs.text import absolute
 

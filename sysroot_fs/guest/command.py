@@ -14,7 +14,6 @@ from typing import NoReturn
 
 from sysroot_fs.guest import kernel, program
 from sysroot_fs.guest.plan import Command, GuestError
-from sysroot_fs.guest.program import Refusal
 from sysroot_fs.text import reason, shown
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -118,4 +117,4 @@ def start(command: Command, mask: Iterable[int]) -> NoReturn:
         ) from error
 
 
-__all__ = ["DEFAULT_PATH", "Refusal", "start"]
+__all__ = ["DEFAULT_PATH", "start"]

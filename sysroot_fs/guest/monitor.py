@@ -18,16 +18,15 @@ import signal
 import socket
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NoReturn, final
 
 from attrs import define, field
 
 from sidecar import linux
-from sysroot_fs.guest import command, identity, kernel, mounts
+from sysroot_fs.guest import identity, kernel, mounts
 from sysroot_fs.guest.channel import Channel, Kind, Message
-from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Kernel, Plan
-from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.plan import OWN_FAILURE, Command, GuestError, Kernel, Plan, Refusal
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import open_pty
 from sysroot_fs.null import open_null, to_null
@@ -54,6 +53,8 @@ class Monitor:
     server: Channel
     mask: set[int]
     restore: Callable[[], object]
+    _become: Callable[[Command, Iterable[int]], NoReturn] = field(init=False)
+    """How the program's own process goes on."""
     _null: int = field(init=False, default=-1)
     _proc: int = field(init=False, default=-1)
     _slave: int | None = field(init=False, default=None)
@@ -144,6 +145,10 @@ class Monitor:
     def _make_root(self) -> int | None:
         plan = self.plan
         top = mounts.mount_tree(plan.root, self._hand_over)
+        # Here, while the server gets ready; after the change of root there is no file to import.
+        from sysroot_fs.guest import command
+
+        self._become = command.start
         # The terminal's name has to be true in the guest, so it is opened there if it can be.
         master = None
         if plan.terminal and plan.root.dev is Kernel.NONE:
@@ -233,7 +238,7 @@ class Monitor:
                 os.tcsetpgrp(self._slave, os.getpid())
                 for fd in (0, 1, 2) if self.plan.stderr_too else (0, 1):
                     os.dup2(self._slave, fd)
-            command.start(self.plan.command, self.mask)
+            self._become(self.plan.command, self.mask)
         except Refusal as error:
             status, text = error.status, str(error)
         except GuestError as error:

@@ -29,6 +29,21 @@ class GuestError(Sentence):
     """The guest root cannot be entered; the message is one sentence that says why."""
 
 
+class Refusal(Exception):
+    """The command cannot run; `status` is what a shell would exit with, 127 or 126.
+
+    The message is one sentence without a full stop.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 @frozen
 class Bind:
     """What the host has at *source*, with the mounts below it, at the guest path *target*."""

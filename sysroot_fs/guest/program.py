@@ -19,6 +19,7 @@ from typing import Final
 import attrs
 
 from sysroot_fs.guest import elf, libraries
+from sysroot_fs.guest.plan import Refusal
 from sysroot_fs.text import reason, shown
 
 NOT_FOUND: Final = 127
@@ -30,21 +31,6 @@ _LINE: Final = 256  # BINPRM_BUF_SIZE: all that the kernel reads of a #! line
 _DEPTH: Final = 5  # scripts of scripts that the kernel follows before ELOOP
 _STRING_LIMIT: Final = 131072  # MAX_ARG_STRLEN: the longest argument
 _SHOWN: Final = 200  # characters of a name that are shown
-
-
-class Refusal(Exception):
-    """The command cannot run; `status` is what a shell would exit with, 127 or 126.
-
-    The message is one sentence without a full stop.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def _name(path: bytes) -> str:

@@ -27,8 +27,7 @@ from sidecar import linux
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.channel import Channel, Kind, Message
 from sysroot_fs.guest.monitor import Monitor
-from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan
-from sysroot_fs.guest.program import Refusal
+from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan, Refusal
 from sysroot_fs.guest.relay import Relay
 from sysroot_fs.guest.survivors import GRACE_SECONDS, Survivors
 from sysroot_fs.guest.terminal import Outer, restore_terminal, set_up

@@ -78,6 +78,12 @@ make_venv() {
         fail "pip could not install the project into .venv"
 }
 
+# Where Python may not write bytecode itself, each start would compile all that it imports: as long
+# again as everything else that a start does.
+compile_sources() {
+    .venv/bin/python -m compileall -q sidecar sysroot_fs
+}
+
 # The environment is remade when what it is made from has changed, or when the checkout has moved.
 wanted=$( { pwd; cat pyproject.toml constraints.txt tests/matrix/setup.sh; } | sha256sum)
 stamp=.venv/setup-stamp
@@ -87,8 +93,12 @@ if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
 else
     require_tools
 fi
-[[ -f $stamp && $(<$stamp) == "$wanted" && -x .venv/bin/sysroot-fs ]] && exit 0
+if [[ -f $stamp && $(<$stamp) == "$wanted" && -x .venv/bin/sysroot-fs ]]; then
+    compile_sources
+    exit 0
+fi
 rm -f "$stamp"
 make_venv
+compile_sources
 printf '%s\n' "$wanted" >$stamp
 say "setup: .venv is ready"

@@ -15,9 +15,8 @@ import os
 import select
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
@@ -27,6 +26,9 @@ from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
 from sysroot_fs.fuse.kernel.door import Door, Reply, Request
 from sysroot_fs.fuse.notices import Notices
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +59,7 @@ class Loop:
     """Requests of each opcode so far."""
     _wake: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC), init=False)
     _stopped: bool = field(default=False, init=False)
-    _pool: ThreadPoolExecutor = field(
-        factory=lambda: ThreadPoolExecutor(_WAITING, "fsync"), init=False
-    )
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _notices: Notices = field(init=False)
     _poll: select.poll = field(factory=select.poll, init=False)
 
@@ -84,7 +84,8 @@ class Loop:
 
     def close(self) -> None:
         """Wait for what is under way in other threads."""
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
         self._notices.close()
         os.close(self._wake)
 
@@ -204,6 +205,11 @@ class Loop:
         except Exception as failure:
             self._reply(request.unique, _code(Opcode.FSYNC, failure), b"")
             return
+        if self._pool is None:
+            # Imported here: many a mount ends without an fsync.
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(_WAITING, "fsync")
         self._pool.submit(partial(self._answer, request.unique, work))
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:

@@ -10,14 +10,15 @@ import errno
 import logging
 import os
 import select
-import socket
-import subprocess
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define
 
 from sidecar import linux
 from sysroot_fs.fuse.options import MountOptions
+
+if TYPE_CHECKING:
+    import socket
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,10 @@ def _escaped(value: bytes) -> bytes:
 
 
 def _ask_fusermount(mountpoint: bytes, options: MountOptions) -> tuple[int, socket.socket]:
+    # Imported here: who may mount by himself does not wait for it.
+    import socket
+    import subprocess
+
     words = [
         b"fsname=" + _escaped(options.source),
         b"subtype=" + _escaped(options.subtype),
@@ -149,6 +154,8 @@ def _ask_fusermount(mountpoint: bytes, options: MountOptions) -> tuple[int, sock
 
 
 def _unmount_by_fusermount(mountpoint: bytes) -> None:
+    import subprocess
+
     done = subprocess.run(
         [_FUSERMOUNT, b"-u", b"-z", b"-q", b"--", mountpoint],
         stdin=subprocess.DEVNULL,
