@@ -245,7 +245,7 @@ class Inotify:
             at += _IN_EVENT.size
             name = data[at : at + length].partition(b"\0")[0]
             at += length
-            found.append(Event(watch, name, mask, own=False))
+            found.append(Event(watch if watch >= 0 else None, name, mask, own=False))
         return found
 
     def close(self) -> None:

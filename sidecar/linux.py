@@ -59,6 +59,7 @@ __all__ = [
     "statx",
     "umount",
     "utimens",
+    "version",
 ]
 
 AT_FDCWD: Final = -100
@@ -86,6 +87,12 @@ def failure(filename: bytes | None = None, filename2: bytes | None = None) -> OS
     """The OSError for the errno that the last ctypes call of this thread has left."""
     code = _get_errno()
     return OSError(code, os.strerror(code), filename, None, filename2)
+
+
+def version(release: str | None = None) -> tuple[int, ...]:
+    """The first two numbers of the running kernel, or of its *release* as uname(2) says it."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", os.uname().release if release is None else release)
+    return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
 # --- opening and renaming -------------------------------------------------------------

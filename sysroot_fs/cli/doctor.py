@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from sidecar import linux
 from sysroot_fs import __version__
 from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.doors import VARIABLE, chosen
@@ -237,16 +238,6 @@ def volume_findings(traits: Traits) -> Iterator[Finding]:
     )
 
 
-def _kernel_version() -> tuple[int, ...]:
-    numbers = []
-    for part in machine.kernel().split(".")[:2]:
-        digits = part.split("-")[0]
-        if not digits.isdigit():
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
-
-
 _ONLY_BINDING: Final = " (only door=pyfuse3 needs it)"
 
 
@@ -274,7 +265,7 @@ def machine_findings() -> Iterator[Finding]:
     def row(name: str, value: str | int | bool | None, state: str, means: str) -> Finding:
         return Finding("machine", name, value, state, means)
 
-    new_enough = _kernel_version() >= OPENAT2
+    new_enough = linux.version(machine.kernel()) >= OPENAT2
     yield row(
         "kernel",
         machine.kernel(),

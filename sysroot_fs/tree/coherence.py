@@ -49,6 +49,9 @@ SHORT: Final = 1.0
 _WATCHED: Final = frozenset({"watched", "shared"})
 ABSENCES: Final = 100_000
 """So many absent names are remembered for long; past that all of them are taken back."""
+_EXPIRES: Final = (6, 2)
+"""The first Linux that can be told to look a name up again without taking down what is mounted
+below it (FUSE_EXPIRE_ONLY)."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -127,7 +130,7 @@ class Coherence:
         self._tell = tell
         if not _WATCHED & {self.config.coherence, self._host_mode()}:
             return None
-        self._watcher = fsnotify.best()
+        self._watcher = fsnotify.best() if linux.version() >= _EXPIRES else None
         if self._watcher is None:
             log.warning("changes behind the mount cannot be watched here: answers last a second")
             return None
