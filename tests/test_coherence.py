@@ -450,3 +450,52 @@ def test_ten_thousand_changes_in_a_burst(seen: Seen) -> None:
         lambda: all(os.stat(seen.path / f"n{number}").st_size == 9 for number in range(1000))
     )
     assert seen.mount.memory_kib() < before + 20_000
+
+
+# --- listings that nobody opens -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["through", "behind"])
+def test_a_listing_that_changes_while_it_is_read(seen: Seen, behind: bool) -> None:
+    """Every name that is there all the time comes once, whoever else reads from the beginning."""
+    there = seen.path / "sub" if not behind else seen.lower / "sub"
+    stays = {f"stays-{number:04}-{'x' * 150}" for number in range(1500)}
+    for name in stays:
+        (seen.lower / "sub" / name).touch()
+    for number in range(500):
+        (seen.lower / "sub" / f"goes-{number}").touch()
+    os.listdir(seen.path / "sub")
+    with os.scandir(seen.path / "sub") as reading:
+        names = [next(reading).name for _ in range(300)]
+        for number in range(500):
+            (there / f"goes-{number}").unlink()
+            (there / f"comes-{number}").touch()
+        wait_until(lambda: "comes-499" in _all(seen) and "goes-499" not in _all(seen))
+        names += [entry.name for entry in reading]
+    assert sorted(name for name in names if name in stays) == sorted(stays)
+    assert len(set(names)) == len(names)
+
+
+def _all(seen: Seen) -> set[str]:
+    return set(os.listdir(seen.path / "sub"))
+
+
+@pytest.mark.parametrize("door", ["kernel"], indirect=True)
+def test_many_listings_at_once(mounted: Mounter) -> None:
+    """More directories are read at a time than the server keeps listings of."""
+    mount = mounted()
+    for number in range(100):
+        (mount.sysroot / f"d{number}").mkdir()
+        for name in range(250):
+            (mount.sysroot / f"d{number}/{name:03}-{'x' * 200}").touch()
+    readers = [os.scandir(mount.point / f"d{number}") for number in range(100)]
+    counts = [0] * len(readers)
+    going = set(range(len(readers)))
+    while going:
+        for number in list(going):
+            for _ in range(100):
+                if next(readers[number], None) is None:
+                    going.discard(number)
+                    break
+                counts[number] += 1
+    assert counts == [250] * len(readers)

@@ -217,6 +217,26 @@ class Coherence:
             seconds = min(seconds, _of(self.config.host_coherence, beside))
         return seconds
 
+    @property
+    def listings_last(self) -> bool:
+        """Whether the kernel may keep every listing until it is told otherwise."""
+        modes = (
+            {self.config.coherence, self._host_mode()}
+            if self.walk.host
+            else {self.config.coherence}
+        )
+        if "none" in modes or self.config.attr_timeout == 0 or self.union or self.walk.merge:
+            return False
+        return self._watcher is not None or modes == {"exclusive"}
+
+    def listed(self, inode: Inode) -> None:
+        """The directory *inode* was read, and nobody says when it is closed."""
+        remembered = inode.remembered
+        watched = remembered is not None and remembered.watched
+        if not watched and self._mode(inode.layer) in _WATCHED and inode.layer is not Layer.VIRTUAL:
+            # Its times need not show the next change.
+            self._send(Attributes(inode.id, data=True))
+
     # --- watching ----------------------------------------------------------------------------
 
     def watch(self, inode: Inode) -> None:

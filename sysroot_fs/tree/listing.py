@@ -27,6 +27,7 @@ from sysroot_fs.tree.inodes import Inode
 _TICK_NS = 1_000_000_000
 _COARSE_NS = 5_000_000_000
 """For volumes of Windows' kinds, which count times in steps of up to two seconds."""
+_SLACK = 64
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -41,6 +42,8 @@ class Listing:
     same: bool
     """Whether they stand where they stood when it was opened the last time."""
     names: list[bytes] | None = None
+    shared: bool = False
+    """Whether it is read by several at once; then `read_again` rewinds it."""
 
 
 def names_in(holder: Descriptor) -> list[bytes]:
@@ -106,6 +109,19 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
     return names
 
 
+def read_again(tree: Tree, listing: Listing) -> None:
+    """Have *listing* from the beginning, for somebody who reads it while others still do.
+
+    What it had stays where it was, so that their offsets mean what they meant.
+    """
+    names = _snapshot(tree, listing.inode, listing.caller)
+    before = listing.names or []
+    held = set(before)
+    merged = before + [name for name in names if name not in held]
+    # More gone than there: nobody reads that long.
+    listing.names = merged if len(merged) <= 2 * len(names) + _SLACK else names
+
+
 def _part_names(tree: Tree, part: Place) -> list[bytes]:
     index = tree.walk.index(part)
     if index is None:
@@ -149,7 +165,7 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
     """
     inode = listing.inode
     names = listing.names
-    if start == 0 or names is None:
+    if names is None or (start == 0 and not listing.shared):
         names = listing.names = _snapshot(tree, inode, listing.caller)
     for offset, (dots, known) in enumerate(((b".", inode), (b"..", inode.parent or inode))):
         if start <= offset:

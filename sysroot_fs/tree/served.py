@@ -18,16 +18,19 @@ from typing import Final
 from attrs import define, field
 
 from sidecar import linux, look
-from sysroot_fs.tree import files
+from sidecar.twin import Caller
+from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Tree
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
+from sysroot_fs.tree.listing import Listing
 
 WRITER_SECONDS: Final = 0.005
 """How long a descriptor for writing is kept after the last write."""
 READER_SECONDS: Final = 1.0
 """How long one for reading is kept after the last read: the volume cannot be unmounted before."""
 _MOST: Final = 256
+_LISTINGS: Final = 64
 
 
 @define(slots=True, eq=False)
@@ -50,6 +53,7 @@ class Served:
     _limit: int = field(init=False)
     _readers: _Cache = field(factory=OrderedDict, init=False)
     _writers: _Cache = field(factory=OrderedDict, init=False)
+    _listings: OrderedDict[Inode, Listing] = field(factory=OrderedDict, init=False)
 
     def __attrs_post_init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -93,6 +97,21 @@ class Served:
         self._let_go(self._limit)
         return handle
 
+    def listing(self, number: int, start: int, caller: Caller) -> Listing:
+        """The listing of the directory *number*, which was not opened, to read from *start* on."""
+        inode = self.tree.inodes[number]
+        found = self._listings.get(inode)
+        if found is None:
+            found = self._listings[inode] = Listing(inode, caller, True, True, shared=True)
+            if len(self._listings) > _LISTINGS:
+                self._listings.popitem(last=False)
+        self._listings.move_to_end(inode)
+        if start == 0 or found.names is None:
+            self.tree.coherence.watch(inode)
+            self.tree.coherence.listed(inode)
+            listing.read_again(self.tree, found)
+        return found
+
     def written(self, number: int) -> None:
         """Something was written: where a volume says only at close that it failed, ask now."""
         kept = self._writers.get(self.tree.inodes[number])
@@ -118,6 +137,7 @@ class Served:
 
     def forget(self, inode: Inode) -> None:
         """The kernel has let go of *inode*."""
+        self._listings.pop(inode, None)
         for cache in (self._readers, self._writers):
             kept = cache.pop(inode, None)
             if kept is not None:

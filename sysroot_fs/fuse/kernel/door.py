@@ -111,6 +111,8 @@ class Door:
     served: Served = field(init=False)
     skips_opens: bool = field(default=False, init=False)
     """Whether the kernel opens files without asking; then reads and writes name an inode."""
+    skips_opendirs: bool = field(default=False, init=False)
+    """The same of directories."""
     negotiated: bool = field(default=False, init=False)
     epoch: Epoch | None = field(default=None, init=False)
     _owners: Owners = field(factory=Owners.here, init=False)
@@ -215,11 +217,14 @@ class Door:
         self.skips_opens = self.tree.opens_skipped = (
             bool(offered & Init.NO_OPEN_SUPPORT) and self.tree.opens_do_nothing
         )
+        self._watch()
+        self.skips_opendirs = (
+            bool(offered & Init.NO_OPENDIR_SUPPORT) and self.tree.coherence.listings_last
+        )
         # Files get exactly the modes asked for: see `_masked`.
         os.umask(0)
         self.epoch = None if self.mountpoint is None else Epoch.on(self.device, self.mountpoint)
         self.tree.forgets_at_once = self.epoch is not None
-        self._watch()
         self.negotiated = True
         self.ready()
         return _pack_init(
@@ -566,6 +571,9 @@ class Door:
 
     def opendir(self, request: Request) -> bytes:
         """Open a directory."""
+        if self.skips_opendirs:
+            # The kernel asks no more.
+            raise _error(errno.ENOSYS)
         number = self._next
         self._next += 1
         opened = listing.open_listing(self.tree, request.node, request.caller)
@@ -588,7 +596,9 @@ class Door:
         fh, start, size, *_ = abi.READ_IN.unpack_from(request.body)
         opened = self._listings.get(fh)
         if opened is None:
-            raise _error(errno.EBADF)
+            if fh or not self.skips_opendirs:
+                raise _error(errno.EBADF)
+            opened = self.served.listing(request.node, start, request.caller)
         piece = bytearray()
         inodes = self.tree.inodes
         head = _DIRENT_HEAD + (abi.ENTRY_OUT.size if with_entries else 0)
