@@ -23,7 +23,7 @@ own files: what the sysroot has is the guest's, what it lacks is the host's. The
 byte-exact Linux names even on a volume that takes Foo and foo for one name.
 """
 
-VERBS: Final = ("run", "mount", "resolve", "doctor", "check")
+VERBS: Final = ("run", "mount", "status", "resolve", "doctor", "check")
 """Each is a module of this package, with an `add_parser`."""
 
 EXAMPLES = """\
@@ -31,6 +31,7 @@ examples:
   sysroot-fs doctor guest               can ./guest be mounted here, and what would it cost?
   sysroot-fs mount guest /mnt/guest     show it at /mnt/guest
   chroot /mnt/guest /bin/sh             look around in it
+  sysroot-fs status                     what is mounted here, and how is it?
   sysroot-fs resolve guest /etc/hosts   where does this path of the guest's lead?
   fusermount3 -u /mnt/guest             unmount it
   sysroot-fs check --for exfat guest    which names would not survive on an exFAT volume?

@@ -28,7 +28,8 @@ Windows share, exFAT, NTFS, SMB, virtiofs): the guest has byte-exact Linux names
 
 `sysroot-fs run` starts a command in the guest and is what is used most; sysroot-fs-run(1) describes
 it. `sysroot-fs mount` shows the guest root at a directory until it is unmounted. `sysroot-fs
-resolve` says where a path of the guest leads, and why. `sysroot-fs doctor` says whether a directory
+status` says what is mounted and how it is. `sysroot-fs resolve` says where a path of the guest
+leads, and why. `sysroot-fs doctor` says whether a directory
 can be used here, and at what cost. `sysroot-fs check` says which names of a directory or an archive
 would collide or be refused on other volumes, and what is damaged.
 

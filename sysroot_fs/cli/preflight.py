@@ -18,11 +18,15 @@ from sysroot_fs.text import reason, shown
 
 @attrs.frozen
 class MountLine:
-    """One line of /proc/self/mountinfo: where, which type, from which source."""
+    """One line of /proc/self/mountinfo: where, which type, from which source.
+
+    *top* is the directory of the filesystem that is mounted there; all but / are binds of a part.
+    """
 
     where: bytes
     fstype: bytes
     source: bytes
+    top: bytes = b"/"
 
 
 def _unescape(field: bytes) -> bytes:
@@ -32,20 +36,24 @@ def _unescape(field: bytes) -> bytes:
     return b"".join([parts[0], *rest])
 
 
-def mount_at(path: bytes) -> MountLine | None:
-    """The topmost mount on `path` (absolute, without links), None where there is none."""
-    found = None
+def topmost_mounts() -> dict[bytes, MountLine]:
+    """The mounts that can be reached, by where they are; none where /proc does not say."""
+    found = {}
     try:
         with open("/proc/self/mountinfo", "rb") as lines:
             for line in lines:
                 head, _, tail = line.rstrip(b"\n").partition(b" - ")
-                where = _unescape(head.split(b" ")[4])
-                if where == path:
-                    fstype, source = tail.split(b" ")[:2]
-                    found = MountLine(where, _unescape(fstype), _unescape(source))
+                top, where = map(_unescape, head.split(b" ")[3:5])
+                fstype, source = map(_unescape, tail.split(b" ")[:2])
+                found[where] = MountLine(where, fstype, source, top)
     except OSError:
-        return None
+        return {}
     return found
+
+
+def mount_at(path: bytes) -> MountLine | None:
+    """The topmost mount on `path` (absolute, without links), None where there is none."""
+    return topmost_mounts().get(path)
 
 
 def _is_dead(error: OSError) -> bool:

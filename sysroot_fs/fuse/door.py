@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from sidecar.linux import Stat
 from sidecar.twin import Caller
+from sysroot_fs.fuse import status
 from sysroot_fs.fuse.epoch import Epoch, device_of_this_process
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.notices import Notices
@@ -250,10 +251,20 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if status.is_meant(inode, name):
+            return status.told(
+                self.tree,
+                _caller(ctx),
+                "pyfuse3",
+                self.counts,
+                len(self._handles),
+                len(self._listings),
+            )
         return attributes.getxattr(self.tree, inode, name)
 
     @_answering
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        status.check_not_meant(inode, name)
         attributes.setxattr(self.tree, inode, name, value)
 
     @_answering
@@ -262,6 +273,7 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        status.check_not_meant(inode, name)
         attributes.removexattr(self.tree, inode, name)
 
     @_answering

@@ -14,7 +14,7 @@ import resource
 import stat as stat_module
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -108,6 +108,8 @@ class Tree:
     """Whether nobody says which files are open: any that the kernel knows may be."""
     forgets_at_once: bool = field(default=False, init=False)
     """Whether a door has the kernel forget before it answers; otherwise it is a moment later."""
+    reports: dict[str, Callable[[], object]] = field(factory=dict, init=False)
+    """More for `sysroot-fs status` to show: a name, and what gives its value, for JSON."""
     _root_place: Place = field(init=False)
     _twin_limit: int = field(init=False)
     _twins: OrderedDict[Inode, tuple[float, Twin | None]] = field(factory=OrderedDict, init=False)

@@ -82,6 +82,14 @@ OPCODES: Final = max(Opcode) + 1
 """How long a table by opcode is."""
 
 
+def opcode_name(opcode: int) -> str:
+    """As people read it: `lookup`."""
+    try:
+        return Opcode(opcode).name.lower()
+    except ValueError:
+        return f"opcode {opcode}"
+
+
 class Init(IntFlag):
     """The flags of INIT; from bit 32 on they stand in ``flags2``."""
 

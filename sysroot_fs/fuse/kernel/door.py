@@ -20,6 +20,7 @@ from attrs import define, field
 from sidecar import linux
 from sidecar.linux import Stat
 from sidecar.twin import Caller
+from sysroot_fs.fuse import status
 from sysroot_fs.fuse.epoch import Epoch
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Attr, Init, Opcode, Open
@@ -115,6 +116,8 @@ class Door:
     """The same of directories."""
     negotiated: bool = field(default=False, init=False)
     epoch: Epoch | None = field(default=None, init=False)
+    counts: list[int] = field(factory=lambda: [0] * abi.OPCODES, init=False)
+    """Requests of each opcode so far; who reads them counts them."""
     _owners: Owners = field(factory=Owners.here, init=False)
     _handles: dict[int, Handle] = field(factory=dict, init=False)
     _listings: dict[int, Listing] = field(factory=dict, init=False)
@@ -137,6 +140,10 @@ class Door:
         for opcode in Opcode:
             table[opcode] = getattr(self, opcode.name.lower(), None)
         return table
+
+    def counted(self) -> dict[str, int]:
+        """How many requests of each kind there were so far."""
+        return {abi.opcode_name(opcode): count for opcode, count in enumerate(self.counts) if count}
 
     # --- replies -----------------------------------------------------------------------------
 
@@ -393,6 +400,14 @@ class Door:
         """One extended attribute, or its size."""
         size, _ = abi.GETXATTR_IN.unpack_from(request.body)
         name = request.text(abi.GETXATTR_IN.size)
+        if status.is_meant(request.node, name):
+            files, directories = len(self._handles), len(self._listings)
+            return _sized(
+                status.told(
+                    self.tree, request.caller, "kernel", self.counted(), files, directories
+                ),
+                size,
+            )
         return _sized(attributes.getxattr(self.tree, request.node, name), size)
 
     def listxattr(self, request: Request) -> bytes:
@@ -412,6 +427,7 @@ class Door:
         value = bytes(request.body[start : start + size])
         if len(value) < size:
             raise _error(errno.EINVAL)
+        status.check_not_meant(request.node, name)
         attributes.setxattr(self.tree, request.node, name, value, flags)
         if more & abi.SETXATTR_ACL_KILL_SGID:
             attributes.drop_setgid(self.tree, request.node)
@@ -419,7 +435,9 @@ class Door:
 
     def removexattr(self, request: Request) -> bytes:
         """Remove an extended attribute."""
-        attributes.removexattr(self.tree, request.node, request.text())
+        name = request.text()
+        status.check_not_meant(request.node, name)
+        attributes.removexattr(self.tree, request.node, name)
         return b""
 
     def statfs(self, request: Request) -> bytes:

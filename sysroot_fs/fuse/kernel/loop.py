@@ -55,8 +55,6 @@ class Loop:
     debug: bool = False
     beside: dict[int, Callable[[], object]] = field(factory=dict)
     """Other descriptors to wait for, with what to do when one can be read, between requests."""
-    counts: list[int] = field(factory=lambda: [0] * abi.OPCODES, init=False)
-    """Requests of each opcode so far."""
     _wake: int = field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC), init=False)
     _stopped: bool = field(default=False, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
@@ -67,10 +65,6 @@ class Loop:
         self._notices = Notices(self.door.device)
         self.door.changed = self._notices.changed
         self.door.watching = self._watch
-
-    def counted(self) -> dict[str, int]:
-        """How many requests of each kind there were so far."""
-        return {_name(opcode): count for opcode, count in enumerate(self.counts) if count}
 
     def _watch(self, fd: int) -> None:
         """Have the changes behind the mount taken note of between requests."""
@@ -96,7 +90,7 @@ class Loop:
         os.set_blocking(device, False)
         handlers = self.door.handlers()
         handlers[Opcode.FSYNC] = None
-        counts = self.counts
+        counts = self.door.counts
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer)
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
@@ -140,7 +134,9 @@ class Loop:
             request.opcode, request.unique, request.node = opcode, unique, node
             request.body = view[body:length]
             if debug:
-                log.debug("%s of inode %d by %d, %d bytes", _name(opcode), node, pid, length)
+                log.debug(
+                    "%s of inode %d by %d, %d bytes", abi.opcode_name(opcode), node, pid, length
+                )
             if opcode < abi.OPCODES:
                 counts[opcode] += 1
                 handler = handlers[opcode]
@@ -225,11 +221,4 @@ def _code(opcode: int, failure: Exception) -> int:
     """The guest's errno for what the handler of *opcode* has raised."""
     if isinstance(failure, _MALFORMED):
         return errno.EINVAL
-    return errno_of(_name(opcode), failure)
-
-
-def _name(opcode: int) -> str:
-    try:
-        return Opcode(opcode).name.lower()
-    except ValueError:
-        return f"opcode {opcode}"
+    return errno_of(abi.opcode_name(opcode), failure)

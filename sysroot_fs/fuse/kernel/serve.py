@@ -38,9 +38,10 @@ def serve(
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
         else:
             mounted = Mounted.at(mountpoint, options)
-        loop = Loop(Door(tree, mounted.device, ready, real), debug)
+        door = Door(tree, mounted.device, ready, real)
+        loop = Loop(door, debug)
         leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
-        signals = Signals(signal_fd, leaving.start, loop.counted)
+        signals = Signals(signal_fd, leaving.start, door.counted)
         loop.beside[signal_fd] = signals.take
         try:
             loop.run()
@@ -51,7 +52,7 @@ def serve(
             loop.close()
             mounted.close()
             tree.close()
-        signals.check_served(loop.door.negotiated)
+        signals.check_served(door.negotiated)
 
 
 def _leave(mounted: Mounted, loop: Loop) -> None:
