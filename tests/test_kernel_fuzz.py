@@ -14,6 +14,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -225,4 +226,17 @@ def test_a_second_init_is_refused(bench: Bench) -> None:
     body = abi.INIT_IN_EXT.pack(7, 45, 1 << 17, 0, 0)
     reply = bench.peer.ask(Opcode.INIT, 0, body)
     assert reply is not None and abi.OUT_HEADER.unpack_from(reply)[1] == -errno.EPROTO
+    bench.peer.lives()
+
+
+def test_an_fsync_without_a_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the fsync fails, and everything else goes on."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", refuse)
+        reply = bench.peer.ask(Opcode.FSYNC, bench.nodes[2], abi.FSYNC_IN.pack(0, 0, 0))
+    assert reply is not None and abi.OUT_HEADER.unpack_from(reply)[1] == -errno.EIO
     bench.peer.lives()

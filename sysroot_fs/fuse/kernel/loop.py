@@ -198,15 +198,18 @@ class Loop:
     def _sync(self, request: Request) -> None:
         try:
             work = self.door.syncing(request)
+            self._threads().submit(partial(self._answer, request.unique, work))
         except Exception as failure:
+            # Also where no thread can be had: that fails one fsync, and not the mount.
             self._reply(request.unique, _code(Opcode.FSYNC, failure), b"")
-            return
+
+    def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             # Imported here: many a mount ends without an fsync.
             from concurrent.futures import ThreadPoolExecutor
 
             self._pool = ThreadPoolExecutor(_WAITING, "fsync")
-        self._pool.submit(partial(self._answer, request.unique, work))
+        return self._pool
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
         code = 0

@@ -57,5 +57,7 @@ def serve(
 
 def _leave(mounted: Mounted, loop: Loop) -> None:
     """Unmount while requests are answered: the kernel writes back what was changed through maps."""
-    mounted.unmount()
-    loop.stop()
+    try:
+        mounted.unmount()
+    finally:
+        loop.stop()
