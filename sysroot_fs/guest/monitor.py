@@ -182,10 +182,15 @@ class Monitor:
             os.setsid()
             fcntl.ioctl(self._slave, termios.TIOCSCTTY, 0)
         reader, writer = os.pipe()
+        held, hold = os.pipe()
         program = os.fork()
         if program == 0:
-            self._be_the_program(writer)
+            os.close(hold)
+            self._be_the_program(writer, held)
         os.close(writer)
+        self._let_go()
+        os.close(hold)
+        os.close(held)
         if self._slave is not None:
             with contextlib.suppress(OSError):  # the child does it too; the first one counts
                 os.setpgid(program, program)
@@ -194,7 +199,6 @@ class Monitor:
             # With execve the pipe is closed before the program can do anything: whoever has seen
             # it do something, and sent a signal then, has that passed on.
             said = pipe.read() if _is_readable(reader) else None
-        self._let_go()
         if said is None:
             # It has the signals blocked still, and nothing to clean up.
             os.kill(program, signal.SIGKILL)
@@ -230,9 +234,12 @@ class Monitor:
         for fd in self.plan.inherited:
             os.close(fd)
 
-    def _be_the_program(self, writer: int) -> NoReturn:
+    def _be_the_program(self, writer: int, held: int) -> NoReturn:
+        """Become it, as soon as the other end of *held* is closed."""
         status, text = OWN_FAILURE, ""
         try:
+            os.read(held, 1)
+            os.close(held)
             if self._slave is not None:
                 os.setpgid(0, 0)
                 os.tcsetpgrp(self._slave, os.getpid())

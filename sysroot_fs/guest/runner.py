@@ -247,6 +247,7 @@ class Runner:
                     set_up(master, self._outer)
                     self._relay = Relay(self._outer, master)
                     self._outer.raw()
+                self._let_go()
                 self._guest.send(Message(Kind.CONTINUE))
                 self._entered = True
             case Kind.INTERRUPTED:
@@ -254,7 +255,6 @@ class Runner:
                 self._give_up()
             case Kind.STARTED:
                 self._started = True
-                self._let_go()
             case Kind.STOPPED:
                 self._stop()
             case Kind.ENDED:
@@ -307,7 +307,10 @@ class Runner:
         self._guest.send(Message(Kind.CONTINUE))
 
     def _let_go(self) -> None:
-        """Whoever reads or writes the other ends must deal with the program alone."""
+        """Whoever reads or writes the other ends must deal with the program alone, from its start.
+
+        It could close its own otherwise before this process has, and the other end not hear of it.
+        """
         for fd in self.plan.inherited:
             os.close(fd)
         if self._outer is None:
