@@ -151,6 +151,17 @@ class Coherence:
                 each.close()
         self._poll = self._watcher = self._mounts = self._tell = None
 
+    def report(self) -> dict[str, object]:
+        """How it goes, for `status`."""
+        return {
+            "sysroot": self.config.coherence,
+            "host": self._host_mode(),
+            "watcher": None if self._watcher is None else type(self._watcher).__name__.lower(),
+            "directories": self.watches,
+            "overflows": self.overflows,
+            "full": self._full,
+        }
+
     @property
     def watches(self) -> int:
         """How many directories are watched."""

@@ -143,6 +143,7 @@ class Tree:
             config, self.walk, self.inodes, self.place, self.twin, self.forget_twins,
             union=config.listing == "union",
         )  # fmt: skip
+        self.reports["coherence"] = self.coherence.report
 
     def close(self) -> None:
         """Let go of what is held. Descriptors close with their last holder."""
