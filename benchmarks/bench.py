@@ -88,13 +88,22 @@ def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contest
     return [*ours, *(everyone[name] for name in names if everyone[name].family == "peer")]
 
 
-def _measure(bench: Bench, everyone: Sequence[Contestant]) -> None:
+def _measure(bench: Bench, everyone: Sequence[Contestant], out: Path) -> None:
     for name, measure in _PARTS.items():
         began = time.monotonic()
         say(f"{time.strftime('%H:%M:%S')} {name}, load {machine.load()}")
-        measure(bench, everyone)
+        before = len(bench.book.series)
+        try:
+            measure(bench, everyone)
+        except (AssertionError, OSError, RuntimeError, VolumeError) as error:
+            # Half an hour is not to be lost with a part that breaks off.
+            bench.book.notes[f"broken off, {name}"] = str(error)
+            say(f"bench: {name} broke off: {error}")
+        if len(bench.book.series) == before:
+            continue
         lasted = time.monotonic() - began
         bench.book.notes[f"load, {name}"] = f"{machine.load()} at its end, {lasted:.0f} s"
+        write(bench.book, out)
 
 
 def write(book: Book, out: Path) -> str:
@@ -128,7 +137,7 @@ def _tell(book: Book, words: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write and print; exit status 1 where something needed is missing."""
+    """Measure, write and print; exit status 1 where something is missing or a part broke off."""
     words = _parser().parse_args(arguments)
     if words.read is not None:
         _tell(Book.from_json(words.read.read_text()), words)
@@ -153,9 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "command": shlex.join(["python", "-m", "benchmarks.bench", *given]),
             "rounds": str(rounds),
         }
-        _measure(bench, everyone)
+        _measure(bench, everyone, words.out)
         _tell(bench.book, words)
-    except (ValueError, RuntimeError, VolumeError) as error:
+        return int(any(key.startswith("broken off") for key in bench.book.notes))
+    except (ValueError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     finally:
@@ -163,7 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"bench: {base} is still mounted and was left", file=sys.stderr)
         else:
             shutil.rmtree(base)
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _CALLS: Final = (
     Call("missing", "missing"),
     Call("create", "create", 25, "many", batches=4),
     Call("unlink", "unlink", 25, "many", batches=4),
-    Call("rename", "rename", 25, "many", batches=4),
+    Call("rename", "rename", 10, "many", batches=4),
 )
 
 
