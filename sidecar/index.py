@@ -21,7 +21,7 @@ import errno
 import logging
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Final, TypeVar
@@ -116,7 +116,7 @@ class DirectoryIndex:
     names: set[bytes] = field(factory=set)
     rows: dict[bytes, bytes] = field(factory=dict)
     _claims: set[bytes] = field(factory=set)
-    _slots: set[bytes] | None = None
+    _slots: Counter[bytes] | None = None
     _stamp: tuple[int, int] | None = None
     _scanned: int = 0
     _quiet: bool = False
@@ -318,8 +318,8 @@ class DirectoryIndex:
 
     def _slot_known(self, name: bytes) -> bool:
         if self._slots is None:
-            self._slots = {self._slot(stored) for stored in self.names}
-        return self._slot(name) in self._slots
+            self._slots = Counter(map(self._slot, self.names))
+        return self._slots[self._slot(name)] > 0
 
     def may_replace(self, dirfd: int, stored: bytes) -> bool:
         """Whether a rename to *stored*, which looks absent, could hit another spelling.
@@ -453,16 +453,18 @@ class DirectoryIndex:
 
     def added(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* was made through this index."""
+        if self._slots is not None and stored not in self.names:
+            self._slots[self._slot(stored)] += 1
         self.names.add(stored)
-        if self._slots is not None:
-            self._slots.add(self._slot(stored))
         self._note(stored, True)
         self._restamp(dirfd)
 
     def removed(self, dirfd: int, stored: bytes) -> None:
         """Note that the entry *stored* went away, and drop its row."""
+        if self._slots is not None and stored in self.names:
+            # Not read anew: that would make each removal as dear as the directory is big.
+            self._slots[self._slot(stored)] -= 1
         self.names.discard(stored)
-        self._slots = None
         self._note(stored, False)
         for name, row in list(self.rows.items()):
             if row == stored:
@@ -511,6 +513,7 @@ class DirectoryIndex:
         self, dirfd: int, add: tuple[bytes, bytes] | None = None, drop: bytes | None = None
     ) -> None:
         self.rows = change_rows(dirfd, add, drop)
+        self._slots = None
         if self.rows:
             self.names.update((INDEX_FILE, INDEX_LOCK))
         else:

@@ -221,6 +221,32 @@ def test_a_claim_ends_with_the_entry_that_held_the_slot(room: Room, asked: bytes
     assert room.create(asked) == asked
 
 
+def test_a_removal_costs_the_same_in_a_big_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the other names stays known: they are not gone through for each one."""
+    asked: list[bytes] = []
+    slot = DirectoryIndex._slot
+
+    def counting(index: DirectoryIndex, name: bytes) -> bytes:
+        asked.append(name)
+        return slot(index, name)
+
+    monkeypatch.setattr(DirectoryIndex, "_slot", counting)
+    traits = attrs.evolve(TRANSPARENT, folds=True)
+    with entered(tmp_path / "big", traits, Policy.NATURAL) as big:
+        names = [b"name%d" % number for number in range(200)]
+        for name in names:
+            big.create(name)
+        asked.clear()
+        for name in names[:100]:
+            os.unlink(name, dir_fd=big.fd)
+            big.index.removed(big.fd, name)
+            assert big.index.find(big.fd, name.upper()) == (None, False)
+    # Each second all are read anew, so not exactly three for each removal.
+    assert len(asked) < 5_000
+
+
 def test_a_name_exists_once(room: Room) -> None:
     """The exact literal, the escape, the row: whichever holds a name, it cannot be made again."""
     for name in (b"Foo", b"foo", LONG):
