@@ -12,7 +12,7 @@ import errno
 import os
 import stat as stat_module
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 from sidecar import linux
@@ -374,8 +374,7 @@ def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
                 os.rename(leftover, leftover, src_dir_fd=child.fd, dst_dir_fd=holder.fd)
 
 
-@contextmanager
-def _held(tree: Tree, *parents: Inode) -> Iterator[None]:
+def _held(tree: Tree, *parents: Inode) -> AbstractContextManager[None]:
     """Hold the directories that have an index, in one order for everybody.
 
     Before the names in them are looked at: what another mount did while this one waited must be
@@ -383,16 +382,24 @@ def _held(tree: Tree, *parents: Inode) -> Iterator[None]:
     to show it, so they are read again unless this server is the only one.
     """
     wanted = {}
-    for place in (part for parent in parents for part in tree.place(parent).parts):
+    for place in (part for parent in dict.fromkeys(parents) for part in tree.place(parent).parts):
         index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
         if index is not None:
             seen = os.fstat(place.fd)
             wanted[seen.st_dev, seen.st_ino] = (index, place)
+    # Most volumes need no index: nothing is to be held then, for each change of a name.
+    return _held_in_order(tree, wanted) if wanted else nullcontext()
+
+
+@contextmanager
+def _held_in_order(
+    tree: Tree, wanted: dict[tuple[int, int], tuple[DirectoryIndex, Place]]
+) -> Iterator[None]:
     with ExitStack() as stack:
         for _, (index, place) in sorted(wanted.items(), key=lambda item: item[0]):
             stack.enter_context(index.lock(place.fd))
             index.doubt()
-        if wanted and not tree.presence.alone():
+        if not tree.presence.alone():
             for index, place in wanted.values():
                 index.scan(place.fd)
         yield
