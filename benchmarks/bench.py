@@ -50,23 +50,21 @@ _PARTS: Final[Mapping[str, Callable[[Bench, Sequence[Contestant]], None]]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--only", default="", help="groups or parts of lines' names, commas between"
-    )
-    parser.add_argument("--peers", help="contestants besides native and ours, commas between")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n\n")[0])
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--only", default="", help="groups or parts of lines' names, commas between")
+    made.add_argument("--peers", help="contestants besides native and ours, commas between")
+    made.add_argument(
         "--mode", action="append", default=[], metavar="NAME=OPTIONS", help="one more of ours"
     )
-    parser.add_argument("--quick", action="store_true", help="two rounds, small: about 3 minutes")
-    parser.add_argument("--million", action="store_true", help="scale up to 10^6 files")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--backing", type=Path, default=_TMPFS, help="where the trees are")
-    parser.add_argument("--docs", action="store_true", help="write the documents' tables too")
-    parser.add_argument("--from", dest="read", type=Path, help="measure nothing: a results.json")
-    return parser
+    made.add_argument("--quick", action="store_true", help="two rounds, small: about 3 minutes")
+    made.add_argument("--million", action="store_true", help="scale up to 10^6 files")
+    made.add_argument("--out", type=Path, default=Path("build/bench"))
+    made.add_argument("--backing", type=Path, default=_TMPFS, help="where the trees are")
+    made.add_argument("--docs", action="store_true", help="write the documents' tables too")
+    made.add_argument("--from", dest="read", type=Path, help="measure nothing: a results.json")
+    return made
 
 
 def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contestant]:
@@ -86,6 +84,18 @@ def chosen(peers: str | None, modes: Sequence[str], quick: bool) -> list[Contest
     if unknown:
         raise ValueError(f"no contestant {unknown[0]}: there are {', '.join(everyone)}")
     return [*ours, *(everyone[name] for name in names if everyone[name].family == "peer")]
+
+
+def command(words: argparse.Namespace) -> str:
+    """What makes such a run again; not where its results went."""
+    parts = ["python", "-m", "benchmarks.bench", "--rounds", str(words.rounds)]
+    for flag in ("only", "peers"):
+        if getattr(words, flag):
+            parts += [f"--{flag}", getattr(words, flag)]
+    for mode in words.mode:
+        parts += ["--mode", mode]
+    parts += [f"--{flag}" for flag in ("quick", "million") if getattr(words, flag)]
+    return shlex.join(parts)
 
 
 def _measure(bench: Bench, everyone: Sequence[Contestant], out: Path) -> None:
@@ -138,7 +148,7 @@ def _tell(book: Book, words: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write and print; exit status 1 where something is missing or a part broke off."""
-    words = _parser().parse_args(arguments)
+    words = parser().parse_args(arguments)
     if words.read is not None:
         _tell(Book.from_json(words.read.read_text()), words)
         return 0
@@ -156,10 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = [name for name in words.only.split(",") if name]
         bench = Bench(base, client, built, rounds, words.quick, words.million, wanted)
         bench.book.order = [one.name for one in everyone]
-        given = sys.argv[1:] if arguments is None else arguments
         bench.book.notes |= {
             **machine.describe(base),
-            "command": shlex.join(["python", "-m", "benchmarks.bench", *given]),
+            "command": command(words),
             "rounds": str(rounds),
         }
         _measure(bench, everyone, words.out)

@@ -59,14 +59,11 @@ def _reached(verdicts: Sequence[Verdict]) -> str:
     parts = []
     for target in dict.fromkeys(verdict.target for verdict in verdicts):
         mine = [verdict for verdict in verdicts if verdict.target == target]
-        good = [verdict.contestant for verdict in mine if verdict.reached]
+        good = [f"{v.contestant} (even)" if v.even else v.contestant for v in mine if v.holds]
         nearest = min(mine, key=lambda v: math.inf if math.isnan(v.times) else v.times)
         what = _AGAINST[target.against]
-        if good:
-            said = ", ".join(good)
-        else:
-            word = "even" if nearest.even else "**missed**"
-            said = f"{word}: {nearest.contestant} {number(nearest.times)}"
+        missed = f"**missed**: {nearest.contestant} {number(nearest.times)}"
+        said = ", ".join(good) or missed
         parts.append(f"<= {target.at_most:g}{what}: {said}")
     return "; ".join(parts)
 

@@ -135,6 +135,11 @@ class Verdict:
         """Missed by less than two runs of the same thing differ."""
         return not self.reached and self.times <= NOISE * self.target.at_most
 
+    @property
+    def holds(self) -> bool:
+        """Reached, or as good as."""
+        return self.reached or self.even
+
 
 @define
 class Book:

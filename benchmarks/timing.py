@@ -60,7 +60,9 @@ class Bench:
 
     def fails(self, line: Line, running: Running, words: str) -> None:
         """It is not measured on this line any more."""
-        self.book.of(line, running.name, running.contestant.family).failure = words
+        self.book.of(line, running.name, running.contestant.family).failure = words.replace(
+            f"{self.base}/", ""
+        )
 
 
 def allowed() -> set[int]:

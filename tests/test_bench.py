@@ -209,6 +209,13 @@ def test_who_takes_part() -> None:
         contestants.parse_mode("door")
 
 
+def test_the_command_of_a_run() -> None:
+    """As it would be typed again, without where its results went."""
+    given = ["--out", "here", "--rounds", "3", "--only", "work", "--mode", "a=b c", "--quick"]
+    said = command.command(command.parser().parse_args(given))
+    assert said == "python -m benchmarks.bench --rounds 3 --only work --mode 'a=b c' --quick"
+
+
 def test_a_command_that_fails_says_why() -> None:
     """With its last word on standard error."""
     with pytest.raises(Failed, match=r"^no way$"):
