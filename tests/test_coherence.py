@@ -16,8 +16,8 @@ import attrs
 import pytest
 
 from tests import caches
+from tests.counting import requests
 from tests.mounts import Mount, Mounter
-from tests.test_requests import requests
 
 # The mounts of this module remember for a day what they watch: who sees a change has been told.
 PATIENCE: Final = 10.0

@@ -30,10 +30,10 @@ _BIG = 1 << 20
 pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
 
 
-@pytest.fixture
-def mount(mounted: Mounter) -> Mount:
-    """A mount on a plain volume."""
-    return mounted()
+@pytest.fixture(params=["auto", "passthrough"])
+def mount(request: pytest.FixtureRequest, mounted: Mounter) -> Mount:
+    """A mount on a plain volume, whose files are opened in each way."""
+    return mounted(f"opens={request.param}")
 
 
 @pytest.fixture(params=["sysroot", "host"])

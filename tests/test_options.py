@@ -68,6 +68,7 @@ GOOD = [
     ("merge", "merge", True),
     ("log=/var/log/guest", "log", b"/var/log/guest"),
     ("door=pyfuse3", "door", "pyfuse3"),
+    ("opens=passthrough", "opens", "passthrough"),
 ]
 
 

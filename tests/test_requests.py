@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests import caches
+from tests.counting import cost, requests
 from tests.mounts import Mount, Mounter
-from tests.runs import wait_until
 
 pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
-
-_LINE: Final = re.compile(r"requests: (.*)")
-_LATER: Final = {"release", "releasedir", "forget", "batch_forget"}
-"""Requests that the kernel sends when it likes; nobody waits for them."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,42 +37,6 @@ def mount(mounted: Mounter) -> Mount:
     # The kernel remembers listings of directories that have been at rest for a second.
     time.sleep(1.2)
     return mount
-
-
-def counted(mount: Mount) -> Counter[str]:
-    """The requests so far, as SIGUSR1 has the server log them."""
-    told = len(_LINE.findall(mount.log.read_text()))
-    mount.process.send_signal(signal.SIGUSR1)
-    wait_until(lambda: len(_LINE.findall(mount.log.read_text())) > told)
-    last = _LINE.findall(mount.log.read_text())[-1]
-    counts: Counter[str] = Counter()
-    for part in last.split(", "):
-        name, _, number = part.rpartition(" ")
-        counts[name] = int(number)
-    return counts
-
-
-@contextmanager
-def requests(mount: Mount) -> Iterator[Counter[str]]:
-    """Those that the block costs, in what it is given when it is over."""
-    before, made = counted(mount), Counter[str]()
-    yield made
-    made.update(counted(mount) - before)
-    for name in _LATER:
-        del made[name]
-
-
-def cost(mount: Mount, act: Callable[[], object]) -> Counter[str]:
-    """The requests of something that was done a few times before.
-
-    Not of the second time: what was really read has its time of access asked for once more, and
-    with that the kernel forgets its ACLs.
-    """
-    for _ in range(3):
-        act()
-    with requests(mount) as made:
-        act()
-    return made
 
 
 def test_names_and_attributes_are_remembered(mount: Mount) -> None:
@@ -148,8 +103,10 @@ def test_a_search_through_a_warm_tree(mount: Mount) -> None:
     assert set(made) <= {"statfs"} and made["statfs"] <= 1
 
 
-def test_an_archive_unpacked(mount: Mount, tmp_path: Path) -> None:
+@pytest.mark.parametrize("opens", ["auto", "ask", "passthrough"])
+def test_an_archive_unpacked(mounted: Mounter, opens: str, tmp_path: Path) -> None:
     """tar costs at most eight requests a file that it writes at once and gives to nobody else."""
+    mount = mounted(f"opens={opens}", "attr_timeout=1000")
     count = 50
     for number in range(count):
         (tmp_path / f"{number}").write_text("x" * 300)

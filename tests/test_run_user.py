@@ -191,6 +191,17 @@ def test_a_directory_open_to_all_can_be_written(
     assert (done.stdout, done.stderr) == ("x\n", "")
 
 
+def test_nothing_is_lent_to_the_kernel(
+    run: Callable[..., Finished], place: Path, workplace: Path
+) -> None:
+    """Passthrough is root's: it is off, files are read and written, and the log says so once."""
+    log = make(workplace / "log", uid=UID)
+    options = ("-o", f"opens=passthrough,log={log}")
+    done = run("echo one >/place/a; echo two >/place/b; cat /place/a /place/b", *options)
+    assert (done.returncode, done.stdout) == (0, "one\ntwo\n"), done.stderr
+    assert log.read_text().count("passthrough is off") == 1
+
+
 @pytest.mark.parametrize("action", ["rm -f other", "mv other mine", "rmdir theirs"])
 def test_in_a_sticky_directory_the_others_files_stay(
     run: Callable[..., Finished], host: Path, action: str

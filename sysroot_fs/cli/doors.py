@@ -6,8 +6,13 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
+import attrs
+
 from sysroot_fs.cli import machine
 from sysroot_fs.cli.errors import UsageError
+from sysroot_fs.cli.logs import note
+from sysroot_fs.cli.options import Settings
+from sysroot_fs.fuse.options import FileOptions
 from sysroot_fs.text import shown
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ class Serve(Protocol):
         tree: Tree,
         mountpoint: bytes,
         options: MountOptions | None,
+        file_options: FileOptions,
         ready: Callable[[], None],
         debug: bool = False,
     ) -> None: ...
@@ -57,3 +63,12 @@ def load_door(name: str) -> Serve:
     from sysroot_fs.fuse.serve import serve as by_binding
 
     return by_binding
+
+
+def file_options(settings: Settings) -> FileOptions:
+    """The settings that say how open files are served; a note where the door has no choice."""
+    names = attrs.fields_dict(FileOptions)
+    options = FileOptions(**{name: getattr(settings, name) for name in names})
+    if chosen(settings.door) == "pyfuse3" and options.opens == "passthrough":
+        note("opens=passthrough is accepted, but pyfuse3 has no such thing: no effect")
+    return options

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import attrs
 
 from sysroot_fs.cli import daemon, machine, preflight
-from sysroot_fs.cli.doors import chosen, load_door
+from sysroot_fs.cli.doors import chosen, file_options, load_door
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.trees import open_tree
-from sysroot_fs.fuse.options import MountOptions
+from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.text import absolute, reason, sentence, shown
 
 EXAMPLES = """\
@@ -70,6 +70,7 @@ def _serve(
     sysroot: bytes,
     mountpoint: bytes,
     settings: Settings,
+    served: FileOptions,
     debug: bool,
     ready: Callable[[], None],
 ) -> None:
@@ -88,7 +89,8 @@ def _serve(
                 ready()
 
             try:
-                serve(tree, mountpoint, mount_options(settings, sysroot), on_ready, debug)
+                options = mount_options(settings, sysroot)
+                serve(tree, mountpoint, options, served, on_ready, debug)
             except (Exception, SystemExit) as error:
                 if up:
                     raise MountFailed(
@@ -127,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
     if settings.max_read is not None and chosen(settings.door) == "pyfuse3":
         note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
+    served = file_options(settings)
     foreground = arguments.foreground or arguments.debug
 
     def work(ready: Callable[[], None]) -> None:
@@ -134,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
         if log_file is not None and log_file.stream is not None and not foreground:
             # What libfuse has to say later goes where the rest of the log goes.
             os.dup2(log_file.stream.fileno(), 2)
-        _serve(sysroot, mountpoint, settings, arguments.debug, ready)
+        _serve(sysroot, mountpoint, settings, served, arguments.debug, ready)
         logging.getLogger(__name__).info("%s is unmounted", shown(mountpoint))
 
     if foreground:

@@ -77,6 +77,7 @@ class Settings:
     subtype: bytes = b"sysroot"
     log: bytes | None = None
     door: str = "auto"
+    opens: str = "auto"
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -301,6 +302,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "how requests are taken: in the kernel's own protocol, or by pyfuse3 (slower)",
         "auto: what SYSROOT_FS_DOOR says, else kernel",
         choices=("auto", "kernel", "pyfuse3"),
+        group=Group.MOUNT,
+    ),
+    _own(
+        "opens",
+        Kind.CHOICE,
+        "how files are opened: not at all where that changes nothing (best for many small files), "
+        "asked for each time, or lent to the kernel, which reads, writes and maps them without "
+        "the server (best for much data; root, Linux 6.9, local volumes: others are asked for)",
+        "auto",
+        choices=("auto", "ask", "passthrough"),
         group=Group.MOUNT,
     ),
     *map(_ignored, ("_netdev", "nofail", "defaults", "user", "users", "auto", "noauto")),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sysroot_fs.cli import machine, preflight
-from sysroot_fs.cli.doors import load_door
+from sysroot_fs.cli.doors import file_options, load_door
 from sysroot_fs.cli.errors import FuseUnavailable, RunFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
@@ -164,6 +164,8 @@ class _Mount(argparse.Action):
 def _serve(
     tree: "Tree", settings: Settings, plan: Plan, log: logging.Handler | None
 ) -> Callable[[Callable[[], int | None]], None]:
+    served = file_options(settings)
+
     def serve_mount(take_mount: Callable[[], int | None]) -> None:
         start_logging(choose_handler(log, foreground=False), debug=False)
         serve = load_door(settings.door)
@@ -172,7 +174,7 @@ def _serve(
             return
         try:
             with machine.most_descriptors():
-                serve(tree, b"/dev/fd/%d" % device, None, lambda: None)
+                serve(tree, b"/dev/fd/%d" % device, None, served, lambda: None)
         except Exception:
             logging.getLogger(__name__).critical("the server died", exc_info=True)
             raise

@@ -38,3 +38,10 @@ class MountOptions:
         if self.auto_unmount:
             words.append(b"auto_unmount")
         return words
+
+
+@frozen(kw_only=True)
+class FileOptions:
+    """How open files are served, by a door that has the choice; see `sysroot_fs.cli.options`."""
+
+    opens: str = "auto"

@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from sysroot_fs.fuse.door import Door
-from sysroot_fs.fuse.options import MountOptions
+from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.null import open_null
 from sysroot_fs.tree import Tree
@@ -49,10 +49,13 @@ def serve(
     tree: Tree,
     mountpoint: bytes,
     options: MountOptions | None,
+    file_options: FileOptions,
     ready: Callable[[], None],
     debug: bool = False,
 ) -> None:
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
+
+    This door has no choice in how files are served: *file_options* change nothing.
 
     Without *options* the mountpoint is `/dev/fd/N`, which stands for a mount that is there already
     and is served through the descriptor N. For the signals see `sysroot_fs.fuse.signals`. Raises

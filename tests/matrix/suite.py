@@ -30,9 +30,10 @@ MODES: Final[Mapping[str, tuple[str, ...]]] = {
     "default": (),
     "uncached": ("entry_timeout=0", "attr_timeout=0", "negative_timeout=0"),
     "pyfuse3": ("door=pyfuse3",),
+    "passthrough": ("opens=passthrough",),
     "long": ("entry_timeout=1000", "attr_timeout=1000", "negative_timeout=1000"),
 }
-"""Options of a mount for each door and each way to cache."""
+"""Options of a mount for each door, each way to cache and to open files."""
 
 _COMMAND: Final = Path(sys.executable).parent / "sysroot-fs"
 

@@ -126,6 +126,7 @@ class Open(IntFlag):
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
+    PASSTHROUGH = 1 << 7
 
 
 class Attr(IntFlag):
@@ -148,6 +149,11 @@ WRITE_KILL_SUIDGID: Final = 1 << 2
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 FSYNC_FDATASYNC: Final = 1 << 0
 IOCTL_DIR: Final = 1 << 4
+
+DEV_IOC_BACKING_OPEN: Final = 0x4010E501
+DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
+BACKING_STACK_DEPTH: Final = 1
+"""Lent files lie on volumes that are no stack of others (overlayfs is one)."""
 
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
@@ -209,6 +215,9 @@ STATX_OUT: Final = Struct("=QII16x" + "IIQIIIHHQQQQ" + 4 * _SX_TIME + "IIII112x"
 # attr_valid attr_valid_nsec flags; then struct fuse_statx: mask blksize attributes nlink uid gid
 # mode spare0 ino size blocks attributes_mask, atime btime ctime mtime (sec nsec reserved each),
 # rdev_major rdev_minor dev_major dev_minor
+
+BACKING_MAP: Final = Struct("=iIQ")  # fd flags padding
+BACKING_ID: Final = Struct("=I")
 
 NOTIFY_INVAL_INODE_OUT: Final = Struct("=Qqq")  # ino off len
 NOTIFY_INVAL_ENTRY_OUT: Final = Struct("=QII")  # parent namelen flags; the name and a NUL

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat as stat_module
 import struct
@@ -24,7 +25,9 @@ from sysroot_fs.fuse import status
 from sysroot_fs.fuse.epoch import Epoch
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Attr, Init, Opcode, Open
-from sysroot_fs.fuse.kernel.features import WANTED
+from sysroot_fs.fuse.kernel.features import wanted
+from sysroot_fs.fuse.kernel.passthrough import Passthrough
+from sysroot_fs.fuse.options import FileOptions
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
@@ -33,6 +36,8 @@ from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.listing import Listing
 from sysroot_fs.tree.lookup import Miss
 from sysroot_fs.tree.served import Served
+
+log = logging.getLogger(__name__)
 
 _SECOND: Final = 1_000_000_000
 _NAME_MAX: Final = 255
@@ -109,6 +114,7 @@ class Door:
     ready: Callable[[], None]
     mountpoint: bytes | None = None
     """Where it is mounted; None for a mount that somebody else has made."""
+    options: FileOptions = field(factory=FileOptions)
     served: Served = field(init=False)
     skips_opens: bool = field(default=False, init=False)
     """Whether the kernel opens files without asking; then reads and writes name an inode."""
@@ -120,6 +126,7 @@ class Door:
     """Requests of each opcode so far; who reads them counts them."""
     _owners: Owners = field(factory=Owners.here, init=False)
     _handles: dict[int, Handle] = field(factory=dict, init=False)
+    _passthrough: Passthrough | None = field(default=None, init=False)
     _listings: dict[int, Listing] = field(factory=dict, init=False)
     _next: int = field(default=1, init=False)
     _late_errors: bool = field(init=False)
@@ -188,14 +195,18 @@ class Door:
     def _attributes(self, number: int, stat: Stat) -> bytes:
         return _pack_attr(*self._remembered(number, stat), 0, *self._attr(number, stat))
 
-    def _keep(self, handle: Handle) -> bytes:
+    def _keep(self, handle: Handle, guest_flags: int) -> bytes:
         number = self._next
         self._next += 1
         self._handles[number] = handle
-        flags = Open.KEEP_CACHE
-        if not self._late_errors:
-            flags |= Open.NOFLUSH
-        return _pack_open(number, flags, 0)
+        flags = Open(0) if self._late_errors else Open.NOFLUSH
+        backing = None
+        if self._passthrough is not None:
+            maps = guest_flags & os.O_ACCMODE == os.O_RDWR
+            backing = self._passthrough.opened(handle, maps)
+        if backing is None:
+            return _pack_open(number, flags | Open.KEEP_CACHE, 0)
+        return _pack_open(number, flags | Open.PASSTHROUGH, backing)
 
     def _handle(self, number: int, node: int, writing: bool = False) -> Handle:
         """The handle *number*; where opens are skipped it is zero, and the inode *node* says it."""
@@ -220,10 +231,8 @@ class Door:
             raise _error(errno.EPROTO)
         if offered & Init.INIT_EXT and len(request.body) >= abi.INIT_IN_EXT.size:
             offered |= abi.INIT_IN_EXT.unpack_from(request.body)[4] << 32
-        self._flags = WANTED & Init(offered)
-        self.skips_opens = self.tree.opens_skipped = (
-            bool(offered & Init.NO_OPEN_SUPPORT) and self.tree.opens_do_nothing
-        )
+        self._flags = wanted(self.options) & Init(offered)
+        self._choose_opens(bool(offered & Init.NO_OPEN_SUPPORT))
         self._watch()
         self.skips_opendirs = (
             bool(offered & Init.NO_OPENDIR_SUPPORT) and self.tree.coherence.listings_last
@@ -243,6 +252,18 @@ class Door:
             fd = self.tree.coherence.start(self.changed)
             if fd is not None:
                 self.watching(fd)
+
+    def _choose_opens(self, can_be_skipped: bool) -> None:
+        opens = self.options.opens
+        self.skips_opens = self.tree.opens_skipped = (
+            opens == "auto" and can_be_skipped and self.tree.opens_do_nothing
+        )
+        if opens != "passthrough":
+            return
+        if self._flags & Init.PASSTHROUGH:
+            self._passthrough = Passthrough(self.device)
+        else:
+            log.warning("passthrough is off: the kernel has none (it came with Linux 6.9)")
 
     def destroy(self, request: Request) -> bytes:
         """The last request of a mount."""
@@ -459,7 +480,7 @@ class Door:
         handle = files.open_file(self.tree, request.node, flags)
         if more & abi.OPEN_KILL_SUIDGID:
             attributes.drop_set_id(handle.descriptor.fd)
-        return self._keep(handle)
+        return self._keep(handle, flags)
 
     def create(self, request: Request) -> bytes:
         """Make a regular file and open it."""
@@ -469,12 +490,12 @@ class Door:
             handle, entry = mutations.create(
                 self.tree, request.node, name, mode, flags, request.caller
             )
-        return self._entry(entry) + self._made(handle)
+        return self._entry(entry) + self._made(handle, flags)
 
-    def _made(self, handle: Handle) -> bytes:
+    def _made(self, handle: Handle, flags: int) -> bytes:
         """The reply for a file that was made and opened in one."""
         if not self.skips_opens:
-            return self._keep(handle)
+            return self._keep(handle, flags)
         # The kernel will not say when it is closed.
         files.release(handle)
         return _pack_open(0, Open.KEEP_CACHE | Open.NOFLUSH, 0)
@@ -486,7 +507,7 @@ class Door:
             handle, entry = mutations.create_unnamed(
                 self.tree, request.node, mode, flags, request.caller
             )
-        return self._entry(entry) + self._made(handle)
+        return self._entry(entry) + self._made(handle, flags)
 
     def read(self, request: Request) -> bytes:
         """Read from an open file."""
@@ -521,8 +542,11 @@ class Door:
         """The last descriptor of an open file was closed."""
         fh, *_ = abi.RELEASE_IN.unpack_from(request.body)
         if fh:
-            files.release(self._handle(fh, request.node))
+            handle = self._handle(fh, request.node)
             del self._handles[fh]
+            files.release(handle)
+            if self._passthrough is not None:
+                self._passthrough.closed(handle)
         return b""
 
     def syncing(self, request: Request) -> Callable[[], None]:
@@ -661,7 +685,7 @@ class Door:
 def _pack_init(major: int, minor: int, read_ahead: int = 0, flags: int = 0) -> bytes:
     return abi.INIT_OUT.pack(
         major, minor, read_ahead, flags & 0xFFFF_FFFF, _BACKGROUND, _CONGESTED, abi.MAX_WRITE, 1,
-        _MAX_PAGES, 0, flags >> 32, 0,
+        _MAX_PAGES, 0, flags >> 32, abi.BACKING_STACK_DEPTH if flags & Init.PASSTHROUGH else 0,
     )  # fmt: skip
 
 

@@ -14,6 +14,12 @@
 | HANDLE_KILLPRIV_V2 | no question for security.capability before each write: the server clears |
 | ABORT_ERROR | reads of the device say when the mount was aborted |
 | INIT_EXT | flags from bit 32 on |
+
+And where an option of the mount wants it:
+
+| flag | option | for what |
+|---|---|---|
+| PASSTHROUGH | opens=passthrough | files are lent to the kernel: see `passthrough` |
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ from __future__ import annotations
 from typing import Final
 
 from sysroot_fs.fuse.kernel.abi import Init
+from sysroot_fs.fuse.options import FileOptions
 
-WANTED: Final = (
+_ALWAYS: Final = (
     Init.ASYNC_READ
     | Init.ASYNC_DIO
     | Init.BIG_WRITES
@@ -39,3 +46,11 @@ WANTED: Final = (
     | Init.ABORT_ERROR
     | Init.INIT_EXT
 )
+
+
+def wanted(options: FileOptions) -> Init:
+    """The flags to ask for."""
+    flags = _ALWAYS
+    if options.opens == "passthrough":
+        flags |= Init.PASSTHROUGH
+    return flags

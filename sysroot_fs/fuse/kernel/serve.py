@@ -10,7 +10,7 @@ from typing import Final
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
 from sysroot_fs.fuse.kernel.mounting import Mounted
-from sysroot_fs.fuse.options import MountOptions
+from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.tree import Tree
 
@@ -21,6 +21,7 @@ def serve(
     tree: Tree,
     mountpoint: bytes,
     options: MountOptions | None,
+    file_options: FileOptions,
     ready: Callable[[], None],
     debug: bool = False,
 ) -> None:
@@ -38,7 +39,7 @@ def serve(
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
         else:
             mounted = Mounted.at(mountpoint, options)
-        door = Door(tree, mounted.device, ready, real)
+        door = Door(tree, mounted.device, ready, real, options=file_options)
         loop = Loop(door, debug)
         leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
         signals = Signals(signal_fd, leaving.start, door.counted)
