@@ -69,6 +69,7 @@ GOOD = [
     ("log=/var/log/guest", "log", b"/var/log/guest"),
     ("door=pyfuse3", "door", "pyfuse3"),
     ("opens=passthrough", "opens", "passthrough"),
+    ("writes=back", "writes", "back"),
 ]
 
 

@@ -66,9 +66,25 @@ def load_door(name: str) -> Serve:
 
 
 def file_options(settings: Settings) -> FileOptions:
-    """The settings that say how open files are served; a note where the door has no choice."""
+    """The settings that say how open files are served; a note where the door has no choice.
+
+    Raises UsageError for those that do not go together.
+    """
     names = attrs.fields_dict(FileOptions)
     options = FileOptions(**{name: getattr(settings, name) for name in names})
-    if chosen(settings.door) == "pyfuse3" and options.opens == "passthrough":
-        note("opens=passthrough is accepted, but pyfuse3 has no such thing: no effect")
+    if options.writes == "back":
+        if options.opens == "passthrough":
+            raise UsageError("writes=back and opens=passthrough exclude each other: use one")
+        sees_host = settings.fallback != "none" or settings.allow
+        if settings.coherence != "exclusive" or (
+            sees_host and settings.host_coherence != "exclusive"
+        ):
+            raise UsageError(
+                "writes=back is for trees to which nobody else writes: say that with "
+                "coherence=exclusive, and host_coherence=exclusive or fallback=none"
+            )
+    if chosen(settings.door) == "pyfuse3":
+        for name, wanted in (("opens", "passthrough"), ("writes", "back")):
+            if getattr(options, name) == wanted:
+                note(f"{name}={wanted} is accepted, but pyfuse3 has no such thing: no effect")
     return options

@@ -78,6 +78,7 @@ class Settings:
     log: bytes | None = None
     door: str = "auto"
     opens: str = "auto"
+    writes: str = "through"
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -312,6 +313,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "the server (best for much data; root, Linux 6.9, local volumes: others are asked for)",
         "auto",
         choices=("auto", "ask", "passthrough"),
+        group=Group.MOUNT,
+    ),
+    _own(
+        "writes",
+        Kind.CHOICE,
+        "when the server gets what is written: with the call, or when the file is closed or synced "
+        "or the kernel likes (root; only where coherence=exclusive says that nobody else writes, "
+        "and host_coherence=exclusive or fallback=none)",
+        "through",
+        choices=("through", "back"),
         group=Group.MOUNT,
     ),
     *map(_ignored, ("_netdev", "nofail", "defaults", "user", "users", "auto", "noauto")),

@@ -45,3 +45,4 @@ class FileOptions:
     """How open files are served, by a door that has the choice; see `sysroot_fs.cli.options`."""
 
     opens: str = "auto"
+    writes: str = "through"

@@ -232,6 +232,9 @@ class Door:
         if offered & Init.INIT_EXT and len(request.body) >= abi.INIT_IN_EXT.size:
             offered |= abi.INIT_IN_EXT.unpack_from(request.body)[4] << 32
         self._flags = wanted(self.options) & Init(offered)
+        if self._flags & Init.WRITEBACK_CACHE and not linux.overrides_permissions():
+            self._flags &= ~Init.WRITEBACK_CACHE
+            log.warning("writes=back is off: this process may not read all that can be written")
         self._choose_opens(bool(offered & Init.NO_OPEN_SUPPORT))
         self._watch()
         self.skips_opendirs = (
@@ -471,13 +474,22 @@ class Door:
 
     # --- files -------------------------------------------------------------------------------
 
+    def _readable(self, flags: int) -> int:
+        """The flags of a file as it has to be opened here.
+
+        A kernel that keeps what is written reads the rest of a page through the same open file.
+        """
+        if self._flags & Init.WRITEBACK_CACHE and files.is_writable(flags):
+            return flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
+
     def open(self, request: Request) -> bytes:
         """Open a regular file."""
         if self.skips_opens:
             # The kernel asks no more.
             raise _error(errno.ENOSYS)
         flags, more = abi.OPEN_IN.unpack_from(request.body)
-        handle = files.open_file(self.tree, request.node, flags)
+        handle = files.open_file(self.tree, request.node, self._readable(flags))
         if more & abi.OPEN_KILL_SUIDGID:
             attributes.drop_set_id(handle.descriptor.fd)
         return self._keep(handle, flags)
@@ -488,7 +500,7 @@ class Door:
         name = request.name(abi.CREATE_IN.size)
         with self._masked(umask):
             handle, entry = mutations.create(
-                self.tree, request.node, name, mode, flags, request.caller
+                self.tree, request.node, name, mode, self._readable(flags), request.caller
             )
         return self._entry(entry) + self._made(handle, flags)
 
@@ -505,7 +517,7 @@ class Door:
         flags, mode, umask, _ = abi.CREATE_IN.unpack_from(request.body)
         with self._masked(umask):
             handle, entry = mutations.create_unnamed(
-                self.tree, request.node, mode, flags, request.caller
+                self.tree, request.node, mode, self._readable(flags), request.caller
             )
         return self._entry(entry) + self._made(handle, flags)
 

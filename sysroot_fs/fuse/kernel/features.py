@@ -20,6 +20,7 @@ And where an option of the mount wants it:
 | flag | option | for what |
 |---|---|---|
 | PASSTHROUGH | opens=passthrough | files are lent to the kernel: see `passthrough` |
+| WRITEBACK_CACHE | writes=back | what is written waits in the kernel, which knows sizes and times |
 """
 
 from __future__ import annotations
@@ -53,4 +54,6 @@ def wanted(options: FileOptions) -> Init:
     flags = _ALWAYS
     if options.opens == "passthrough":
         flags |= Init.PASSTHROUGH
+    if options.writes == "back":
+        flags |= Init.WRITEBACK_CACHE
     return flags
