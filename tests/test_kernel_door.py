@@ -24,6 +24,7 @@ from tests.runs import wait_until
 _PUNCH_HOLE = 0x02
 _KEEP_SIZE = 0x01
 _NODUMP = 0x40
+_FICLONE = 0x40049409
 _BIG = 1 << 20
 
 
@@ -111,6 +112,16 @@ def test_copies_stay_below(place: Path) -> None:
         done = os.copy_file_range(source.fileno(), target.fileno(), 1 << 20, 256, 0)
         assert done == 63 * 256
     assert (place / "to").read_bytes() == bytes(range(256)) * 63
+
+
+def test_clones(place: Path, workplace: Path) -> None:
+    """The kernel has no FICLONE for FUSE, in a mount or out of it: cp(1) copies."""
+    (place / "from").write_text("content")
+    for target, code in ((place / "to", errno.EOPNOTSUPP), (workplace / "to", errno.EXDEV)):
+        with open(place / "from", "rb") as source, open(target, "wb") as copy:
+            assert code_of(fcntl.ioctl, copy, _FICLONE, source.fileno()) == code
+    subprocess.run(["cp", "--reflink=auto", place / "from", place / "to"], check=True)
+    assert (place / "to").read_text() == "content"
 
 
 def test_the_time_of_birth(mount: Mount, place: Path) -> None:

@@ -27,10 +27,17 @@ from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Init, Opcode
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
+from sysroot_fs.fuse.options import FileOptions
 from sysroot_fs.tree import Tree, TreeConfig
 
-_UNANSWERED: Final = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY}
+_UNANSWERED: Final = {
+    Opcode.FORGET,
+    Opcode.BATCH_FORGET,
+    Opcode.NOTIFY_REPLY,
+    Opcode.INTERRUPT,
+}
 _OFFERED: Final = 0x73FF_FFFB | Init.INIT_EXT
+_OFFERED_MORE: Final = Init.PASSTHROUGH >> 32
 _SO_SNDBUFFORCE: Final = 32
 _SECRET: Final = b"nobody outside of the roots"
 
@@ -93,15 +100,17 @@ class Bench:
     nodes: list[int]
 
 
-def serve(ours: socket.socket, theirs: socket.socket, top: Path) -> Iterator[Bench]:
+def serve(
+    ours: socket.socket, theirs: socket.socket, top: Path, options: FileOptions
+) -> Iterator[Bench]:
     """Have a door serve one end while the other is the kernel's."""
     tree = Tree(TreeConfig(sysroot=bytes(top / "sysroot"), host=bytes(top / "host")))
-    loop = Loop(Door(tree, theirs.fileno(), lambda: None))
+    loop = Loop(Door(tree, theirs.fileno(), lambda: None, options=options))
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
     ours.settimeout(20)
     peer = Peer(ours)
-    peer.value(Opcode.INIT, 0, abi.INIT_IN_EXT.pack(7, 45, 1 << 17, _OFFERED, 0))
+    peer.value(Opcode.INIT, 0, abi.INIT_IN_EXT.pack(7, 45, 1 << 17, _OFFERED, _OFFERED_MORE))
     nodes = [abi.ROOT_ID]
     for parent, name in ((1, b"directory"), (0, b"file"), (1, b"out")):
         node = parent or nodes[-1]
@@ -115,8 +124,14 @@ def serve(ours: socket.socket, theirs: socket.socket, top: Path) -> Iterator[Ben
     tree.close()
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(
+    scope="module",
+    params=[FileOptions(), FileOptions(opens="passthrough", locks=True)],
+    ids=["skipped", "opened"],
+)
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
     """A small volume of its own, so that no request fills the disk; a secret beside the roots."""
     top = tmp_path_factory.mktemp("fuzz")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", top], check=True)
@@ -131,7 +146,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 * abi.MAX_WRITE)
         with ours, theirs:
-            yield from serve(ours, theirs, top)
+            yield from serve(ours, theirs, top, request.param)
     finally:
         os.umask(umask)
         subprocess.run(["umount", "-l", top], check=True)

@@ -70,6 +70,7 @@ GOOD = [
     ("door=pyfuse3", "door", "pyfuse3"),
     ("opens=passthrough", "opens", "passthrough"),
     ("writes=back", "writes", "back"),
+    ("locks", "locks", True),
 ]
 
 

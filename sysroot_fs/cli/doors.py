@@ -84,7 +84,11 @@ def file_options(settings: Settings) -> FileOptions:
                 "coherence=exclusive, and host_coherence=exclusive or fallback=none"
             )
     if chosen(settings.door) == "pyfuse3":
-        for name, wanted in (("opens", "passthrough"), ("writes", "back")):
-            if getattr(options, name) == wanted:
-                note(f"{name}={wanted} is accepted, but pyfuse3 has no such thing: no effect")
+        wanted = {
+            "opens=passthrough": options.opens == "passthrough",
+            "writes=back": options.writes == "back",
+            "locks": options.locks,
+        }
+        for name in filter(wanted.get, wanted):
+            note(f"{name} is accepted, but pyfuse3 has no such thing: no effect")
     return options

@@ -79,6 +79,7 @@ class Settings:
     door: str = "auto"
     opens: str = "auto"
     writes: str = "through"
+    locks: bool = False
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -324,6 +325,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "through",
         choices=("through", "back"),
         group=Group.MOUNT,
+    ),
+    Option(
+        "locks",
+        Kind.FLAG,
+        Group.MOUNT,
+        "locks on files meet those of other mounts and of programs outside; each open and each "
+        "close is asked for then",
+        sets="locks",
+        constant=True,
+        long=True,
     ),
     *map(_ignored, ("_netdev", "nofail", "defaults", "user", "users", "auto", "noauto")),
 )

@@ -46,3 +46,4 @@ class FileOptions:
 
     opens: str = "auto"
     writes: str = "through"
+    locks: bool = False

@@ -144,6 +144,7 @@ class Attr(IntFlag):
     KILL_SUIDGID = 1 << 11
 
 
+LK_FLOCK: Final = 1 << 0
 OPEN_KILL_SUIDGID: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
@@ -192,6 +193,10 @@ SETATTR_IN: Final = Struct("=IIQQQQQQIIIIIIII")
 OPEN_IN: Final = Struct("=II")  # flags open_flags
 CREATE_IN: Final = Struct("=IIII")  # flags mode umask open_flags
 RELEASE_IN: Final = Struct("=QIIQ")  # fh flags release_flags lock_owner
+FLUSH_IN: Final = Struct("=QIIQ")  # fh unused padding lock_owner
+LK_IN: Final = Struct("=QQQQIIII")  # fh owner start end type pid lk_flags padding
+LK_OUT: Final = Struct("=QQII")  # start end type pid
+INTERRUPT_IN: Final = Struct("=Q")  # unique
 READ_IN: Final = Struct("=QQIIQII")  # fh offset size read_flags lock_owner flags padding
 WRITE_IN: Final = Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
 WRITE_OUT: Final = Struct("=II")  # size padding

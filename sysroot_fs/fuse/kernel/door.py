@@ -26,6 +26,7 @@ from sysroot_fs.fuse.epoch import Epoch
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Attr, Init, Opcode, Open
 from sysroot_fs.fuse.kernel.features import wanted
+from sysroot_fs.fuse.kernel.locks import Locks, Wanted
 from sysroot_fs.fuse.kernel.passthrough import Passthrough
 from sysroot_fs.fuse.options import FileOptions
 from sysroot_fs.fuse.owners import Owners
@@ -126,6 +127,7 @@ class Door:
     """Requests of each opcode so far; who reads them counts them."""
     _owners: Owners = field(factory=Owners.here, init=False)
     _handles: dict[int, Handle] = field(factory=dict, init=False)
+    locks: Locks | None = field(default=None, init=False)
     _passthrough: Passthrough | None = field(default=None, init=False)
     _listings: dict[int, Listing] = field(factory=dict, init=False)
     _next: int = field(default=1, init=False)
@@ -199,7 +201,7 @@ class Door:
         number = self._next
         self._next += 1
         self._handles[number] = handle
-        flags = Open(0) if self._late_errors else Open.NOFLUSH
+        flags = Open(0) if self._late_errors or self.locks is not None else Open.NOFLUSH
         backing = None
         if self._passthrough is not None:
             maps = guest_flags & os.O_ACCMODE == os.O_RDWR
@@ -259,8 +261,13 @@ class Door:
     def _choose_opens(self, can_be_skipped: bool) -> None:
         opens = self.options.opens
         self.skips_opens = self.tree.opens_skipped = (
-            opens == "auto" and can_be_skipped and self.tree.opens_do_nothing
+            opens == "auto"
+            and can_be_skipped
+            and self.tree.opens_do_nothing
+            and not self.options.locks
         )
+        if self._flags & Init.POSIX_LOCKS:
+            self.locks = Locks(self.tree)
         if opens != "passthrough":
             return
         if self._flags & Init.PASSTHROUGH:
@@ -543,11 +550,15 @@ class Door:
 
     def flush(self, request: Request) -> bytes:
         """A descriptor was closed."""
-        if not self._late_errors:
+        if not self._late_errors and self.locks is None:
             # The kernel asks no more; local volumes report their errors at write.
             raise _error(errno.ENOSYS)
-        (fh,) = abi.FORGET_IN.unpack_from(request.body)
-        files.flush(self._handle(fh, request.node))
+        fh, _, _, owner = abi.FLUSH_IN.unpack_from(request.body)
+        handle = self._handle(fh, request.node)
+        if self.locks is not None:
+            self.locks.flushed(handle, owner)
+        if self._late_errors:
+            files.flush(handle)
         return b""
 
     def release(self, request: Request) -> bytes:
@@ -559,6 +570,8 @@ class Door:
             files.release(handle)
             if self._passthrough is not None:
                 self._passthrough.closed(handle)
+            if self.locks is not None:
+                self.locks.closed(handle)
         return b""
 
     def syncing(self, request: Request) -> Callable[[], None]:
@@ -620,6 +633,32 @@ class Door:
             attributes.set_extended_flags(self.tree, request.node, bytes(value), request.caller)
             return abi.IOCTL_OUT.pack(0, 0, 0, 0)
         raise _error(errno.ENOTTY)
+
+    # --- locks -------------------------------------------------------------------------------
+
+    def _asked(self, request: Request) -> tuple[Locks, Wanted]:
+        fh, owner, start, end, kind, _, flags, _ = abi.LK_IN.unpack_from(request.body)
+        if self.locks is None:
+            raise _error(errno.ENOSYS)
+        handle = self._handle(fh, request.node)
+        return self.locks, Wanted(handle, owner, kind, start, end, bool(flags & abi.LK_FLOCK))
+
+    def getlk(self, request: Request) -> bytes:
+        """Whether a lock could be taken."""
+        locks, wanted = self._asked(request)
+        return locks.test(wanted)
+
+    def setlk(self, request: Request) -> bytes:
+        """Take a lock or let go of it, without waiting."""
+        locks, wanted = self._asked(request)
+        locks.take(wanted)
+        return b""
+
+    def setlkw(self, request: Request) -> bytes:
+        """Take a lock; where that takes time the answer comes later."""
+        locks, wanted = self._asked(request)
+        locks.wait(wanted, request.unique)
+        return b""
 
     # --- directories -------------------------------------------------------------------------
 

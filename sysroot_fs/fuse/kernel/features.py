@@ -20,6 +20,7 @@ And where an option of the mount wants it:
 | flag | option | for what |
 |---|---|---|
 | PASSTHROUGH | opens=passthrough | files are lent to the kernel: see `passthrough` |
+| POSIX_LOCKS, FLOCK_LOCKS | locks | locks are taken below as well: see `locks` |
 | WRITEBACK_CACHE | writes=back | what is written waits in the kernel, which knows sizes and times |
 """
 
@@ -56,4 +57,6 @@ def wanted(options: FileOptions) -> Init:
         flags |= Init.PASSTHROUGH
     if options.writes == "back":
         flags |= Init.WRITEBACK_CACHE
+    if options.locks:
+        flags |= Init.POSIX_LOCKS | Init.FLOCK_LOCKS
     return flags

@@ -1,9 +1,9 @@
 """The loop: read a request, have it handled, write the reply; one thread, nothing in between.
 
 It waits for whatever else the server has to hear of as well (`Loop.beside`: signals) and ends when
-the mount does or `Loop.stop` is called. fsync really blocks and goes to threads of its own. An
-OSError of a handler is the guest's errno; anything else is a bug: logged with its traceback, EIO
-for the guest, and the mount goes on.
+the mount does or `Loop.stop` is called. fsync really blocks and goes to threads of its own;
+who waits for a lock is answered later. An OSError of a handler is the guest's errno; anything else
+is a bug: logged with its traceback, EIO for the guest, and the mount goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import select
+import signal
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
 from sysroot_fs.fuse.kernel.door import Door, Reply, Request
+from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
 from sysroot_fs.fuse.notices import Notices
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUFFER: Final = abi.MAX_WRITE + 4096
-_UNANSWERED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+_UNANSWERED: Final = frozenset(
+    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY, Opcode.INTERRUPT}
+)
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _PAUSED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading the device may say of a request that was taken back meanwhile."""
@@ -41,6 +45,23 @@ _MALFORMED: Final = (struct.error, OverflowError)
 """What comes of a request that is too short, or has a number that no call takes."""
 _WAITING: Final = 32
 """How many fsyncs may wait at once."""
+
+_MASKS: Final = (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
+"""The signals of a thread in /proc/PID/status."""
+_HARMLESS: Final = sum(
+    1 << (number - 1)
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGURG,
+        signal.SIGWINCH,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    )
+)
+"""Those that end nobody who has not asked for them."""
 
 _unpack_header = abi.IN_HEADER.unpack_from
 _pack_header = abi.OUT_HEADER.pack
@@ -60,6 +81,10 @@ class Loop:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _notices: Notices = field(init=False)
     _poll: select.poll = field(factory=select.poll, init=False)
+    _syncs: dict[int, int] = field(factory=dict, init=False)
+    """Requests that wait for an fsync, with the process each; who answers takes it out."""
+    _signalled: dict[int, int] = field(factory=dict, init=False)
+    """Those of them whose process got a signal meanwhile."""
 
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
@@ -91,6 +116,7 @@ class Loop:
         handlers = self.door.handlers()
         handlers[Opcode.FSYNC] = None
         counts = self.door.counts
+        handlers[Opcode.INTERRUPT] = self._interrupt
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer)
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
@@ -103,9 +129,12 @@ class Loop:
         # Looked up once: each dot costs as much as a comparison.
         readv, tree, debug = os.readv, self.door.tree, self.debug
         buffers = [buffer]
-        served = self.door.served
+        door, served = self.door, self.door.served
         while True:
             patience = served.patience()
+            if self._signalled or (door.locks is not None and door.locks.waiting):
+                self._settle()
+                patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
             if patience is None:
                 events = wait()
             else:
@@ -152,6 +181,8 @@ class Loop:
             else:
                 try:
                     reply = handler(request)
+                except Later:
+                    continue
                 except Exception as failure:
                     code = _code(opcode, failure)
             if tree.forgotten:
@@ -198,9 +229,11 @@ class Loop:
     def _sync(self, request: Request) -> None:
         try:
             work = self.door.syncing(request)
+            self._syncs[request.unique] = request.caller.pid
             self._threads().submit(partial(self._answer, request.unique, work))
         except Exception as failure:
             # Also where no thread can be had: that fails one fsync, and not the mount.
+            self._syncs.pop(request.unique, None)
             self._reply(request.unique, _code(Opcode.FSYNC, failure), b"")
 
     def _threads(self) -> ThreadPoolExecutor:
@@ -211,13 +244,56 @@ class Loop:
             self._pool = ThreadPoolExecutor(_WAITING, "fsync")
         return self._pool
 
+    def _interrupt(self, request: Request) -> Reply:
+        """Somebody who waits got a signal. Not answered, but perhaps the request that waits is.
+
+        A lock may be interrupted by every signal. fsync(2) by none, but who is to die need not hear
+        what came of it.
+        """
+        (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
+        locks = self.door.locks
+        if locks is not None and locks.waiting.pop(unique, None) is not None:
+            self._reply(unique, errno.EINTR, b"")
+        elif unique in self._syncs:
+            self._signalled[unique] = self._syncs[unique]
+        return b""
+
+    def _settle(self) -> None:
+        """Answer those who wait for what has come meanwhile."""
+        for unique, pid in list(self._signalled.items()):
+            if unique not in self._syncs:
+                del self._signalled[unique]
+            elif is_dying(pid):
+                del self._signalled[unique]
+                if self._syncs.pop(unique, None) is not None:
+                    self._reply(unique, errno.EINTR, b"")
+        if self.door.locks is not None:
+            for unique, failure in self.door.locks.again():
+                self._reply(unique, _code(Opcode.SETLKW, failure) if failure else 0, b"")
+
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
         code = 0
         try:
             work()
         except Exception as failure:
             code = _code(Opcode.FSYNC, failure)
-        self._reply(unique, code, b"")
+        if self._syncs.pop(unique, None) is not None:
+            self._reply(unique, code, b"")
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a thread has got a signal that ends it, and hears of nothing any more."""
+    masks = {}
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                name, _, value = line.partition(b":")
+                if name in _MASKS:
+                    masks[name] = int(value, 16)
+    except OSError:
+        return False
+    private, shared, blocked, ignored, caught = map(masks.__getitem__, _MASKS)
+    return bool((private | shared) & ~(blocked | ignored | caught | _HARMLESS))
 
 
 def _code(opcode: int, failure: Exception) -> int:
