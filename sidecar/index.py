@@ -29,7 +29,7 @@ from unicodedata import normalize
 
 from attrs import define, field, frozen
 
-from sidecar import casefold, escape, index_file, linux
+from sidecar import escape, index_file, linux
 from sidecar.index_file import change_rows, rows_in
 from sidecar.linux import Stat
 from sidecar.look import attributes, is_taken
@@ -93,14 +93,6 @@ def look(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
         if error.errno in UNSTORABLE:
             return None
         raise
-
-
-def _widest(name: bytes) -> bytes:
-    """A key that is the same for all names that any volume takes for one."""
-    if name.isascii():
-        return name.lower()
-    upper = name.decode("utf-8", "surrogateescape").upper()
-    return casefold.key(upper.encode("utf-8", "surrogateescape"))
 
 
 @define(slots=True)
@@ -324,14 +316,10 @@ class DirectoryIndex:
     def may_replace(self, dirfd: int, stored: bytes) -> bool:
         """Whether a rename to *stored*, which looks absent, could hit another spelling.
 
-        For the reason that `_slot_taken` gives that would destroy a file, so the directory is
-        read again. What any volume folds counts: in doubt the escape is taken.
+        For the reason that `_slot_taken` gives that would destroy a file, so the volume itself is
+        asked. To read the directory again would say the same, and take as long as it is big.
         """
-        if not self.traits.needs_spelling:
-            return False
-        self.scan(dirfd)
-        slot = _widest(stored)
-        return any(_widest(known) == slot for known in self.names)
+        return self.traits.needs_spelling and is_taken(dirfd, stored)
 
     def _reserves(self, name: bytes) -> bool:
         return self._serves or name not in HELPER_NAMES

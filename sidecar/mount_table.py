@@ -21,23 +21,33 @@ def _event() -> int:
 
 @define(slots=True, eq=False)
 class MountTable:
-    """Its descriptor can be read when the table has changed.
+    """Its descriptor can be read when the table has changed. OSError and RuntimeError where it
+    cannot be waited for: no /proc, no descriptors, no thread.
 
     The table's own cannot be waited for together with others: that it has changed is told once, to
     whoever looks first (proc(5)), and an epoll looks for itself. So a thread waits for it alone.
     """
 
-    _changed: int = field(factory=_event, init=False)
-    _closed: int = field(factory=_event, init=False)
+    _changed: int = field(init=False)
+    _closed: int = field(init=False)
     _table: int = field(init=False)
     _lines: set[bytes] = field(factory=set, init=False)
     _thread: threading.Thread = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._table = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
-        self.changed()
-        self._thread = threading.Thread(target=self._wait, name="mounts", daemon=True)
-        self._thread.start()
+        opened: list[int] = []
+        try:
+            opened += [_event()]
+            opened += [_event()]
+            opened += [os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)]
+            self._changed, self._closed, self._table = opened
+            self.changed()
+            self._thread = threading.Thread(target=self._wait, name="mounts", daemon=True)
+            self._thread.start()
+        except (OSError, RuntimeError):
+            for fd in opened:
+                os.close(fd)
+            raise
 
     def _wait(self) -> None:
         poll = select.poll()

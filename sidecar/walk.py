@@ -98,6 +98,15 @@ class Place:
     spelling: Spelling = EXACT
     others: tuple[Place, ...] = ()
     guards: Callable[[], tuple[Guard, ...]] = tuple
+    _indexed: bool | None = field(default=None, init=False)
+
+    def has_index(self, policy: Policy) -> bool:
+        """Whether stored names are other than guest names here, or found by more than one."""
+        if self._indexed is None:
+            self._indexed = self.traits is not None and (
+                self.spelling.key is not None or needs_index(self.traits, policy)
+            )
+        return self._indexed
 
     @property
     def parts(self) -> tuple[Place, ...]:
@@ -235,11 +244,9 @@ class Walk:
 
     def index(self, place: Place) -> DirectoryIndex | None:
         """The index of a sysroot directory, None where stored names are guest names."""
-        if place.traits is None:
+        if not place.has_index(self.policy):
             return None
-        if place.spelling.key is None and not needs_index(place.traits, self.policy):
-            return None
-        assert place.descriptor is not None
+        assert place.descriptor is not None and place.traits is not None
         # Kept with the descriptor: a miss in a directory that folds must not cost a system call.
         known = self._open.get(place.descriptor)
         if known is None or known.retired or known.key is not place.spelling.key:

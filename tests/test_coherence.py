@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 import pytest
 
+from sidecar import fsnotify
 from tests import caches
 from tests.counting import requests
 from tests.mounts import Mount, Mounter
@@ -59,18 +60,18 @@ def watched(request: pytest.FixtureRequest, mounted: Mounter) -> Seen:
     return _place(mounted("host_coherence=watched"), request.param)
 
 
-def _place(mount: Mount, place: str) -> Seen:
+def _place(mount: Mount, place: str, name: str = "dir") -> Seen:
     layer = mount.sysroot if place == "sysroot" else mount.host
-    lower = layer / "place/dir"
+    lower = layer / "place" / name
     lower.mkdir(parents=True)
     if place == "twin":
-        (mount.sysroot / "place/dir").mkdir(parents=True)
+        (mount.sysroot / "place" / name).mkdir(parents=True)
     (lower / "file").write_text("before")
     (lower / "other").write_text("other")
     (lower / "link").symlink_to("file")
     (lower / "sub").mkdir()
     (lower / "sub/below").write_text("below")
-    return Seen(mount, mount.point / "place/dir", lower)
+    return Seen(mount, mount.point / "place" / name, lower)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -94,17 +95,18 @@ def _absent(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def known(seen: Seen) -> None:
+def known(*places: Seen) -> None:
     """Have the kernel remember all there is, and that some names are absent; twice, as at first
     the answers of a directory that is not yet watched last a second."""
     for _ in range(2):
-        for name in ("file", "other", "link", "sub", "sub/below"):
-            os.lstat(seen.path / name)
-        for name in ("new", "sub/new"):
-            assert _absent(seen.path / name)
-        os.listdir(seen.path)
-        os.readlink(seen.path / "link")
-        _read(seen.path / "file")
+        for seen in places:
+            for name in ("file", "other", "link", "sub", "sub/below"):
+                os.lstat(seen.path / name)
+            for name in ("new", "sub/new"):
+                assert _absent(seen.path / name)
+            os.listdir(seen.path)
+            os.readlink(seen.path / "link")
+            _read(seen.path / "file")
         time.sleep(REMEMBERED)
 
 
@@ -134,8 +136,9 @@ def _write_in_place(seen: Seen) -> None:
 
 
 def _link_and_write(seen: Seen) -> None:
-    os.link(seen.lower / "file", seen.lower.parent / "hard")
-    (seen.lower.parent / "hard").write_text("by the other")
+    hard = seen.lower.with_name("hard-to-write")
+    os.link(seen.lower / "file", hard)
+    hard.write_text("by the other")
 
 
 def _relink(seen: Seen) -> None:
@@ -144,7 +147,7 @@ def _relink(seen: Seen) -> None:
 
 
 def _swapped(seen: Seen) -> None:
-    seen.lower.rename(seen.lower.parent / "old")
+    seen.lower.rename(seen.lower.with_name("old"))
     seen.lower.mkdir()
     (seen.lower / "file").write_text("swapped")
 
@@ -228,13 +231,19 @@ CHANGES: Final[dict[str, tuple[Callable[[Seen], object], Callable[[Seen], bool]]
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen(seen: Seen, change: str) -> None:
-    """Whatever happens to names, attributes and data, in each layer."""
-    known(seen)
-    act, is_seen = CHANGES[change]
-    act(seen)
-    wait_until(lambda: _holds(is_seen, seen))
+@pytest.mark.parametrize("place", PLACES)
+def test_changes_are_seen(mounted: Mounter, place: str) -> None:
+    """Whatever happens to names, attributes and data, in each layer; each to a directory."""
+    mount = mounted("coherence=shared")
+    places = {change: _place(mount, place, change.replace(" ", "-")) for change in CHANGES}
+    known(*places.values())
+    for change, (act, is_seen) in CHANGES.items():
+        act(places[change])
+        try:
+            wait_until(lambda: _holds(is_seen, places[change]))  # noqa: B023
+        except AssertionError as failure:
+            failure.add_note(change)
+            raise
 
 
 def _holds(is_seen: Callable[[Seen], bool], seen: Seen) -> bool:
@@ -372,6 +381,34 @@ def test_none_asks_each_time(mounted: Mounter) -> None:
             file.write_text("x" * number)
             assert (mount.point / file.name).stat().st_size == number
             file.unlink()
+
+
+@pytest.mark.parametrize("door", ["kernel", "pyfuse3"], indirect=True)
+def test_who_waits_for_a_file_to_go_hears_of_it(seen: Seen) -> None:
+    """inotify in the guest: of what is removed behind the mount, as the kernel has no more.
+
+    Not of a file that has another name still.
+    """
+    os.link(seen.lower / "other", seen.lower.parent / "hard")
+    known(seen)
+    watcher = fsnotify.Inotify()
+    numbers = {
+        name: fsnotify._add_watch(
+            watcher.fileno(), os.fsencode(seen.path / name), fsnotify.DELETE_SELF
+        )
+        for name in ("file", "other")
+    }
+    (seen.lower / "other").unlink()
+    (seen.lower / "file").unlink()
+    heard: set[object] = set()
+
+    def hears() -> bool:
+        heard.update(event.key for event in watcher.read())
+        return numbers["file"] in heard
+
+    wait_until(hears)
+    assert heard == {numbers["file"]}
+    watcher.close()
 
 
 # --- what it costs ------------------------------------------------------------------------------

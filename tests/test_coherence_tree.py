@@ -17,7 +17,7 @@ from sidecar import fsnotify, look
 from sidecar.twin import ROOT
 from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, mutations
 from sysroot_fs.tree import coherence as coherence_module
-from sysroot_fs.tree.coherence import LONG, SHORT, Attributes, Notice
+from sysroot_fs.tree.coherence import LONG, SHORT, Attributes, Notice, Removed
 from sysroot_fs.tree.coherence import Entry as EntryNotice
 from sysroot_fs.tree.inodes import ROOT_ID
 from sysroot_fs.tree.lookup import Miss
@@ -116,6 +116,7 @@ def test_exactly_what_has_changed_is_taken_back(told: Told) -> None:
     file, directory = told.lookup("dir/file"), told.lookup("dir")
     assert isinstance(file, Entry) and isinstance(directory, Entry)
     assert set(told.after((told.sysroot / "dir/file").unlink)) == {
+        Removed(directory.inode.id, file.inode.id, b"file"),
         EntryNotice(directory.inode.id, b"file"),
         Attributes(file.inode.id, data=False),
         Attributes(directory.inode.id, data=True),

@@ -250,8 +250,12 @@ def test_an_fsync_without_a_thread(bench: Bench, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
+    opened = bench.peer.ask(Opcode.OPEN, bench.nodes[2], abi.OPEN_IN.pack(os.O_RDONLY, 0))
+    assert opened is not None
+    skipped = len(opened) == abi.OUT_HEADER.size
+    fh = 0 if skipped else abi.OPEN_OUT.unpack_from(opened, abi.OUT_HEADER.size)[0]
     with monkeypatch.context() as patch:
         patch.setattr(ThreadPoolExecutor, "submit", refuse)
-        reply = bench.peer.ask(Opcode.FSYNC, bench.nodes[2], abi.FSYNC_IN.pack(0, 0, 0))
+        reply = bench.peer.ask(Opcode.FSYNC, bench.nodes[2], abi.FSYNC_IN.pack(fh, 0, 0))
     assert reply is not None and abi.OUT_HEADER.unpack_from(reply)[1] == -errno.EIO
     bench.peer.lives()

@@ -7,6 +7,7 @@ is logged with its traceback, the guest gets EIO, and the mount goes on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -58,6 +59,9 @@ def _answering(
         finally:
             if door.tree.forgotten:
                 door.tell_kernel()
+            if door.notices is not None and door.notices.waiting:
+                # When the binding has sent the reply, which it does before anything else runs.
+                trio.lowlevel.current_trio_token().run_sync_soon(door.notices.tell)
 
     return answer
 
@@ -98,7 +102,7 @@ class Door(pyfuse3.Operations):
         self.counts: Counter[str] = Counter()
         """Requests of each kind so far."""
         self._ready = ready
-        self._notices: Notices | None = None
+        self.notices: Notices | None = None
         self._changes: int | None = None
         self._started = trio.Event()
         self._handles: dict[int, Handle] = {}
@@ -147,8 +151,10 @@ class Door(pyfuse3.Operations):
                 self._epoch, self.tree.forgets_at_once = None, False
         while forgotten:
             parent, name = forgotten.pop()
-            # From a thread of the binding: the kernel holds the directory while a request lasts.
-            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+            if self.notices is not None:
+                self.notices.drop(parent, name)
+            else:
+                pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
 
     # --- names -------------------------------------------------------------------------------
 
@@ -373,8 +379,9 @@ class Door(pyfuse3.Operations):
         self.tree.forgets_at_once = self._epoch is not None
         device = device_of_this_process()
         if device is not None:
-            self._notices = Notices(device)
-            self._changes = self.tree.coherence.start(self._notices.changed)
+            with contextlib.suppress(OSError):  # no descriptor is left for it
+                self.notices = Notices(device)
+                self._changes = self.tree.coherence.start(self.notices.changed)
         self._started.set()
         self._ready()
 
@@ -384,8 +391,10 @@ class Door(pyfuse3.Operations):
         while self._changes is not None:
             await trio.lowlevel.wait_readable(self._changes)
             self.tree.coherence.read()
+            if self.notices is not None and self.notices.waiting:
+                self.notices.tell()
 
     def close(self) -> None:
         """Tell the kernel nothing any more."""
-        if self._notices is not None:
-            self._notices.close()
+        if self.notices is not None:
+            self.notices.close()

@@ -20,14 +20,16 @@ from typing import Final
 from attrs import define, field
 
 from sysroot_fs.fuse.kernel import abi
-from sysroot_fs.tree.coherence import Attributes, Entry, Notice
+from sysroot_fs.tree.coherence import Attributes, Entry, Notice, Removed
 
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 0.5
 """After how long it is told for the second time."""
-_UNKNOWN: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ESTALE})
-"""The kernel does not know the name or the inode, or the mount is gone."""
+_UNKNOWN: Final = frozenset({
+    errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ESTALE, errno.EBUSY,
+})  # fmt: skip
+"""The kernel does not know the name or the inode, something is mounted there, or nothing is."""
 
 
 def _message(code: int, body: bytes) -> bytes:
@@ -45,8 +47,7 @@ class Notices:
 
     device: int = field(converter=os.dup)
     """Its own: the number of the door's may be another file's before the thread has ended."""
-    sent: int = field(default=0, init=False)
-    """How many notices the kernel has taken."""
+    _held: dict[bytes, bool] = field(factory=dict, init=False)
     _now: dict[bytes, bool] = field(factory=dict, init=False)
     _again: dict[bytes, float] = field(factory=dict, init=False)
     _changed: threading.Condition = field(factory=threading.Condition, init=False)
@@ -62,16 +63,40 @@ class Notices:
         match notice:
             case Entry(parent, name):
                 self._put(_entry(parent, name, abi.EXPIRE_ONLY), again=True)
+            case Removed(parent, inode, name):
+                body = abi.NOTIFY_DELETE_OUT.pack(parent, inode, len(name)) + name + b"\0"
+                self._put(_message(abi.NOTIFY_DELETE, body), again=False)
             case Attributes(inode, data):
                 body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode, 0 if data else -1, 0)
                 self._put(_message(abi.NOTIFY_INVAL_INODE, body), again=True)
 
     def _put(self, message: bytes, again: bool) -> None:
+        self._held[message] = again or self._held.get(message, False)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to `tell`."""
+        return bool(self._held)
+
+    def tell(self) -> None:
+        """Have the thread tell what there is. To be called when no reply is owed any more.
+
+        A server that is killed while it owes the reply for which the kernel holds a directory,
+        with this thread waiting for the same directory in the kernel, would never be gone, and
+        who waits for the reply would neither.
+        """
         with self._changed:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
-                self._thread.start()
-            self._now[message] = again or self._now.get(message, False)
+                thread = threading.Thread(target=self._run, name="notices", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # Too many threads: the next time, perhaps.
+                    return
+                self._thread = thread
+            for message, again in self._held.items():
+                self._now[message] = again or self._now.get(message, False)
+            self._held.clear()
             self._changed.notify()
 
     def close(self) -> None:
@@ -113,7 +138,6 @@ class Notices:
     def _send(self, message: bytes) -> None:
         try:
             os.write(self.device, message)
-            self.sent += 1
         except OSError as error:
             if error.errno not in _UNKNOWN:
                 log.warning("the kernel does not forget: %s", error)

@@ -71,7 +71,17 @@ class Attributes:
     data: bool
 
 
-Notice = Entry | Attributes
+@frozen(slots=True)
+class Removed:
+    """The file *inode* is no longer *name* in *parent*, nor anything else: who waits for that may
+    hear of it. An `Entry` follows."""
+
+    parent: int
+    inode: int
+    name: bytes
+
+
+Notice = Entry | Attributes | Removed
 
 
 class Timeouts(Protocol):
@@ -130,13 +140,20 @@ class Coherence:
         self._tell = tell
         if not _WATCHED & {self.config.coherence, self._host_mode()}:
             return None
-        self._watcher = fsnotify.best() if linux.version() >= _EXPIRES else None
-        if self._watcher is None:
-            log.warning("changes behind the mount cannot be watched here: answers last a second")
-            return None
+        try:
+            self._watcher = fsnotify.best() if linux.version() >= _EXPIRES else None
+            if self._watcher is not None:
+                return self._wait_for(self._watcher)
+        except (OSError, RuntimeError):
+            # No descriptors, no thread, or no /proc.
+            self._stop()
+        log.warning("changes behind the mount cannot be watched here: answers last a second")
+        return None
+
+    def _wait_for(self, watcher: Watcher) -> int:
         self._mounts = MountTable()
         self._poll = select.epoll()
-        self._poll.register(self._watcher.fileno(), select.EPOLLIN)
+        self._poll.register(watcher.fileno(), select.EPOLLIN)
         self._poll.register(self._mounts.fileno(), select.EPOLLIN)
         self.inodes.dropped.append(self._dropped)
         return self._poll.fileno()
@@ -145,11 +162,15 @@ class Coherence:
         return "none" if self.walk.host is None else self.config.host_coherence
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Watch nothing any more, and tell nobody."""
+        self._stop()
+        self._tell = None
+
+    def _stop(self) -> None:
         for each in (self._poll, self._watcher, self._mounts):
             if each is not None:
                 each.close()
-        self._poll = self._watcher = self._mounts = self._tell = None
+        self._poll = self._watcher = self._mounts = None
 
     def report(self) -> dict[str, object]:
         """How it goes, for `status`."""
@@ -395,6 +416,8 @@ class Coherence:
         if number is None:
             return
         if structural:
+            if number and mask & fsnotify.DELETE:
+                self._removed(inode, name, number)
             self._forget_name(inode, remembered, name, number)
         elif number:
             data = bool(mask & (fsnotify.MODIFY | fsnotify.CLOSE_WRITE))
@@ -422,6 +445,14 @@ class Coherence:
             self.forget_below(child)
         elif child.is_directory:
             self.moved()
+
+    def _removed(self, parent: Inode, name: bytes, number: int) -> None:
+        child = self.inodes.get(number)
+        if child is None or child.is_directory or child.name != name or child.parent is not parent:
+            return
+        held = child.descriptor
+        if child.nlink == 1 if held is None else os.fstat(held.fd).st_nlink == 0:
+            self._send(Removed(parent.id, number, name))
 
     def forget_directory(self, inode: Inode) -> None:
         """Everything that was told for long of names in *inode*."""

@@ -177,18 +177,29 @@ class Tree:
         if not inode.is_directory:
             raise error(errno.ENOTDIR)
         descriptor = self.inodes.descriptor(inode)
+        placed = inode.placed
         if inode.layer is Layer.HOST:
-            return Place(Layer.HOST, descriptor, False, inode.path, lambda: None)
-        return Place(
+            if placed is None:
+                placed = inode.placed = Place(
+                    Layer.HOST, descriptor, False, inode.path, lambda: None
+                )
+            return placed
+        mapped, rule = inode.consulted(), inode.spelling()
+        if placed is not None and placed.mapped is mapped and placed.spelling is rule:
+            return placed
+        placed = Place(
             Layer.SYSROOT,
             descriptor,
-            inode.consulted(),
+            mapped,
             inode.path,
             lambda: self.twin(inode),
             self.walk.traits_of(descriptor),
-            spelling=inode.spelling(),
+            spelling=rule,
             others=tuple(self._part(inode, other) for other in inode.also),
         )
+        # With others, each of these has a descriptor that may be closed.
+        inode.placed = None if inode.also else placed
+        return placed
 
     def _part(self, first: Inode, other: Inode) -> Place:
         """The place of *other*, which is shown as one with *first*."""
@@ -327,7 +338,7 @@ class Tree:
         folded = found.verdict is Verdict.FOLDED
         inode = self._adopt(parent, name, found)
         if found.also or inode.also:
-            before = inode.also
+            before, inode.placed = inode.also, None
             inode.also = tuple(self._adopt(parent, one.guest, one) for one in found.also)
             for other in before:
                 self.inodes.forget(other.id, 1)
@@ -343,10 +354,12 @@ class Tree:
         stat = found.stat
         folded = found.verdict is Verdict.FOLDED
         own = found.guest if folded else name
-        return self.inodes.adopt(
+        inode = self.inodes.adopt(
             found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
             self._is_stable(found, stat), folded,
         )  # fmt: skip
+        inode.nlink = stat.nlink
+        return inode
 
     def _may_be_claimed(self, parent: Inode, found: Found) -> bool:
         """Whether a new sysroot name in another spelling would take this host entry away.

@@ -28,7 +28,7 @@ from attrs import define, field
 from sidecar.descriptor import Descriptor
 from sidecar.linux import fd_path
 from sidecar.spelling import EXACT, Spelling
-from sidecar.walk import Layer
+from sidecar.walk import Layer, Place
 from sysroot_fs.tree.remembered import Remembered
 
 ROOT_ID = 1
@@ -62,10 +62,14 @@ class Inode:
     stored: bytes
     stable: bool
     lookups: int = 0
+    nlink: int = 1
+    """How many names it had when it was found by one of them."""
     folded: bool = False
     mapped: bool | None = None
     rule: Spelling | None = None
     descriptor: Descriptor | None = None
+    placed: Place | None = None
+    """Of a directory: the place that it was found to be, as long as it has that descriptor."""
     pinned: bool = False
     remembered: Remembered | None = None
     """Of a directory in which names were asked for: what the kernel may keep of them."""
@@ -77,6 +81,10 @@ class Inode:
     """The descriptors of open files: all that is left of it on a volume that forgets."""
     kept: Descriptor | None = None
     """The same where nobody says what is open: one for whoever may have it open."""
+
+    def let_go(self) -> None:
+        """Hold the descriptor no longer."""
+        self.descriptor = self.placed = None
 
     def part(self, number: int) -> Inode:
         """The directory that is the part *number* of a merged one, which is the part 0 itself."""
@@ -279,7 +287,7 @@ class Inodes:
             self._stranded.pop(inode, None)
             for let_go in self.dropped:
                 let_go(inode)
-            inode.descriptor = None
+            inode.let_go()
             also, inode.also = inode.also, ()
             for other in also:
                 self.forget(other.id, 1)
@@ -310,7 +318,8 @@ class Inodes:
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
         if not inode.opened and self._next() >= self.ceiling:
-            inode.pinned, inode.descriptor = False, None
+            inode.pinned = False
+            inode.let_go()
 
     # --- descriptors -------------------------------------------------------------------------
 
@@ -352,7 +361,7 @@ class Inodes:
     def _shrink(self, limit: int) -> None:
         while len(self._open) > limit:
             old, _ = self._open.popitem(last=False)
-            old.descriptor = None
+            old.let_go()
 
     def keep_few(self) -> None:
         """Close what can be opened again: descriptors are short."""

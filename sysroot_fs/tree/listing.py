@@ -112,12 +112,14 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
 def read_again(tree: Tree, listing: Listing) -> None:
     """Have *listing* from the beginning, for somebody who reads it while others still do.
 
-    What it had stays where it was, so that their offsets mean what they meant.
+    What it had stays where it was, and what is gone leaves its place empty, so that their offsets
+    mean what they meant.
     """
     names = _snapshot(tree, listing.inode, listing.caller)
-    before = listing.names or []
+    there, before = set(names), listing.names or []
     held = set(before)
-    merged = before + [name for name in names if name not in held]
+    merged = [name if name in there else b"" for name in before]
+    merged += [name for name in names if name not in held]
     # More gone than there: nobody reads that long.
     listing.names = merged if len(merged) <= 2 * len(names) + _SLACK else names
 
@@ -173,6 +175,8 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
     place = tree.place(inode)
     for offset in range(max(start - 2, 0), len(names)):
         name = names[offset]
+        if not name:
+            continue
         try:
             found = tree.walk.step(place, name, listing.caller)
         except OSError as failure:

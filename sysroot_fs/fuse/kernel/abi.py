@@ -158,6 +158,7 @@ BACKING_STACK_DEPTH: Final = 1
 
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_INVAL_ENTRY: Final = 3
+NOTIFY_DELETE: Final = 6
 EXPIRE_ONLY: Final = 1
 """Of an entry: to be looked up again, and kept where it is the same (Linux 6.2)."""
 
@@ -225,6 +226,7 @@ BACKING_MAP: Final = Struct("=iIQ")  # fd flags padding
 BACKING_ID: Final = Struct("=I")
 
 NOTIFY_INVAL_INODE_OUT: Final = Struct("=Qqq")  # ino off len
+NOTIFY_DELETE_OUT: Final = Struct("=QQI4x")  # parent child namelen; the name and a NUL
 NOTIFY_INVAL_ENTRY_OUT: Final = Struct("=QII")  # parent namelen flags; the name and a NUL
 
 LONGEST_COPY: Final = 32 << 20

@@ -6,7 +6,7 @@
 | ASYNC_DIO | the same for O_DIRECT |
 | BIG_WRITES, MAX_PAGES | requests of up to 1 MiB instead of 4 KiB and 128 KiB |
 | AUTO_INVAL_DATA | cached data goes when the times or the size turn out to be others |
-| DO_READDIRPLUS, READDIRPLUS_AUTO | a listing brings the attributes along, where they are used |
+| DO_READDIRPLUS | a listing brings the attributes along (see below) |
 | PARALLEL_DIROPS | lookups and listings of one directory at the same time |
 | CACHE_SYMLINKS | a symlink's target is asked for once |
 | POSIX_ACL, DONT_MASK | ACLs judged by the kernel; the volume below applies umask or default ACL |
@@ -14,6 +14,10 @@
 | HANDLE_KILLPRIV_V2 | no question for security.capability before each write: the server clears |
 | ABORT_ERROR | reads of the device say when the mount was aborted |
 | INIT_EXT | flags from bit 32 on |
+
+Not READDIRPLUS_AUTO: with it the kernel asks for attributes only while it sees them used, and a
+program that reads all names before it looks at the first, as find and ls do, has 10 000 look-ups
+instead of 51 listings.
 
 And where an option of the mount wants it:
 
@@ -38,7 +42,6 @@ _ALWAYS: Final = (
     | Init.MAX_PAGES
     | Init.AUTO_INVAL_DATA
     | Init.DO_READDIRPLUS
-    | Init.READDIRPLUS_AUTO
     | Init.PARALLEL_DIROPS
     | Init.CACHE_SYMLINKS
     | Init.POSIX_ACL

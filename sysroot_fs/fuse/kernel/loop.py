@@ -129,7 +129,7 @@ class Loop:
         # Looked up once: each dot costs as much as a comparison.
         readv, tree, debug = os.readv, self.door.tree, self.debug
         buffers = [buffer]
-        door, served = self.door, self.door.served
+        door, served, notices = self.door, self.door.served, self._notices
         while True:
             patience = served.patience()
             if self._signalled or (door.locks is not None and door.locks.waiting):
@@ -187,9 +187,10 @@ class Loop:
                     code = _code(opcode, failure)
             if tree.forgotten:
                 self._forget()
-            if opcode in _UNANSWERED:
-                continue
-            self._reply(unique, code, reply)
+            if opcode not in _UNANSWERED:
+                self._reply(unique, code, reply)
+            if notices.waiting:
+                notices.tell()
 
     def _look_beside(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
@@ -198,6 +199,8 @@ class Loop:
                 act()
         if self.door.tree.forgotten:
             self._forget()
+        if self._notices.waiting:
+            self._notices.tell()
 
     def _reply(self, unique: int, code: int, reply: Reply) -> None:
         head = _pack_header(_HEAD + len(reply), -code, unique)
