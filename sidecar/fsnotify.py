@@ -67,8 +67,11 @@ class Watcher(Protocol):
         volume cannot be watched.
         """
 
-    def remove(self, key: Hashable, directory: int) -> None:
-        """Watch the directory *key* no longer; *directory* is a descriptor of it. Never fails."""
+    def remove(self, key: Hashable, directory: int | None) -> None:
+        """Watch the directory *key* no longer. Never fails.
+
+        *directory* is a descriptor of it; without one it may be watched on, in vain.
+        """
 
     def read(self) -> list[Event]:
         """The next events, a few hundred at most; none where there are none."""
@@ -160,9 +163,10 @@ class Fanotify:
         done: int = _mark(self._fd, what | _ONLYDIR, mask, -100, _path(directory))
         return done >= 0
 
-    def remove(self, key: Hashable, directory: int) -> None:
+    def remove(self, key: Hashable, directory: int | None) -> None:
         """As `Watcher.remove`."""
-        self._change(_REMOVE, directory)
+        if directory is not None:
+            self._change(_REMOVE, directory)
 
     def read(self) -> list[Event]:
         """As `Watcher.read`."""
@@ -227,7 +231,7 @@ class Inotify:
             raise failure()
         return watch
 
-    def remove(self, key: Hashable, directory: int) -> None:
+    def remove(self, key: Hashable, directory: int | None) -> None:
         """As `Watcher.remove`."""
         assert isinstance(key, int)
         _rm_watch(self._fd, key)  # EINVAL where the kernel has done it already

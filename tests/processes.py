@@ -104,9 +104,10 @@ class Run:
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of them; one that is gone already is no failure."""
         # A process whose memory is just being replaced shows no environment.
-        wait_until(lambda: role in self._roles or role in self.find(), 20.0)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._roles[role], number)
+        wait_until(lambda: role in self._roles or role in self.find() or self.is_over(), 20.0)
+        if role in self._roles:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._roles[role], number)
 
     def said(self) -> str:
         """What came on standard error."""

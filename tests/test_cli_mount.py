@@ -607,7 +607,8 @@ def test_gone_after_ready(place: Place, fate: str) -> None:
         f"""
         import sys
         from sysroot_fs.cli import mount, main
-        def serve(sysroot, mountpoint, settings, debug, ready):
+        def serve(*arguments):
+            ready = arguments[-1]
             ready()
             {fate}
         mount._serve = serve

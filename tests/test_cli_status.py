@@ -43,7 +43,9 @@ def test_what_is_told(mount: Mount, door: str) -> None:
     assert told["options"] == {"fallback": "safe", "deny": ["/a", "/b"]}
     assert (told["door"], told["pid"]) == (door, mount.process.pid)
     assert 1000 < told["memory_kib"] < 1_000_000
-    assert (told["inodes"], told["open_files"], told["open_directories"]) == (2, 0, 1)
+    # Where directories are not opened nobody knows which are open.
+    opened = int(door == "pyfuse3")
+    assert (told["inodes"], told["open_files"], told["open_directories"]) == (2, 0, opened)
     assert told["requests"]["lookup"] >= 1 and told["requests"]["opendir"] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Callable
@@ -33,6 +34,7 @@ def test_what_cannot_be_looked_at_is_not_made(
 ) -> None:
     """The caller is told of an error, so nothing may be there, and a second try works."""
     tree = Tree(TreeConfig(sysroot=os.fsencode(tmp_path), host=None))
+    gc.collect()  # trees of other tests
     open_before = len(os.listdir("/proc/self/fd"))
 
     def fail(dirfd: int, name: bytes) -> tuple[Stat, bool]:

@@ -235,6 +235,8 @@ def set_flags(tree: Tree, number: int, flags: int, caller: Caller) -> None:
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", wanted))
 
     _flags(tree, number, act)
+    # The kernel does not think of the time of change.
+    tree.coherence.touched(tree.inodes[number])
 
 
 def _xattr_path(tree: Tree, number: int) -> tuple[Inode, bytes]:

@@ -21,6 +21,7 @@ The race between an answer on its way and the event that makes it wrong is close
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -49,6 +50,7 @@ SHORT: Final = 1.0
 _WATCHED: Final = frozenset({"watched", "shared"})
 ABSENCES: Final = 100_000
 """So many absent names are remembered for long; past that all of them are taken back."""
+_OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _EXPIRES: Final = (6, 2)
 """The first Linux that can be told to look a name up again without taking down what is mounted
 below it (FUSE_EXPIRE_ONLY)."""
@@ -123,7 +125,8 @@ class Coherence:
     _mounts: MountTable | None = field(default=None, init=False)
     _poll: select.epoll | None = field(default=None, init=False)
     _roles: dict[Hashable, list[_Role]] = field(factory=dict, init=False)
-    _directories: dict[Inode, list[Hashable]] = field(factory=dict, init=False)
+    _directories: dict[Inode, list[tuple[Hashable, bool]]] = field(factory=dict, init=False)
+    """By inode the keys of what is watched for it, each with whether it is a twin."""
     _absences: int = field(default=0, init=False)
     _full: bool = field(default=False, init=False)
     overflows: int = field(default=0, init=False)
@@ -304,7 +307,7 @@ class Coherence:
             self._not_watched(failure)
             return False
         self._roles.setdefault(key, []).append(_Role(role, twin))
-        self._directories.setdefault(role, []).append(key)
+        self._directories.setdefault(role, []).append((key, twin))
         return True
 
     def _not_watched(self, failure: OSError) -> None:
@@ -349,15 +352,28 @@ class Coherence:
             names = parent.remembered.names
             if names.get(inode.name) == inode.id:
                 del names[inode.name]
-        for key in self._directories.pop(inode, ()):
+        for key, twin in self._directories.pop(inode, ()):
             roles = [role for role in self._roles.get(key, ()) if role.inode is not inode]
             if roles:
                 self._roles[key] = roles
                 continue
             self._roles.pop(key, None)
-            if self._watcher is not None and inode.descriptor is not None:
-                self._watcher.remove(key, inode.descriptor.fd)
+            if self._watcher is not None:
+                self._unwatch(self._watcher, inode, key, twin)
         inode.remembered = None
+
+    def _unwatch(self, watcher: Watcher, inode: Inode, key: Hashable, twin: bool) -> None:
+        if twin or inode.descriptor is not None:
+            watcher.remove(key, None if twin or inode.descriptor is None else inode.descriptor.fd)
+            return
+        # The kernel holds a directory in memory as long as it is watched. One that is elsewhere by
+        # now stays there until the end.
+        with contextlib.suppress(OSError):
+            fd = os.open(inode.stored, _OPEN, dir_fd=self.inodes.holder(inode).fd)
+            try:
+                watcher.remove(key, fd)
+            finally:
+                os.close(fd)
 
     # --- what has changed --------------------------------------------------------------------
 
@@ -517,9 +533,9 @@ class Coherence:
             self._send(Entry(new[0].id, new[1]))
             self._send(Attributes(inode.id, data=False))
 
-    def touched(self, inode: Inode) -> None:
-        """The attributes of *inode* have changed in a way that the kernel does not know of."""
-        self._send(Attributes(inode.id, data=False))
+    def touched(self, inode: Inode, data: bool = False) -> None:
+        """The attributes of *inode*, or what is in it, may have changed, and nobody says so."""
+        self._send(Attributes(inode.id, data))
 
     def _send(self, notice: Notice) -> None:
         if self._tell is not None:

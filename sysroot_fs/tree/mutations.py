@@ -55,7 +55,13 @@ def _make(
     when it is asked about what was made, that is taken away again by ``remove(stored, dir_fd=)``.
     """
     with _held(tree, parent):
-        return _make_held(tree, parent, name, caller, make, remove)
+        try:
+            return _make_held(tree, parent, name, caller, make, remove)
+        except OSError as failure:
+            if failure.errno == errno.EIO:
+                # It may be there all the same; the kernel believes that nothing has changed.
+                tree.coherence.touched(parent, data=True)
+            raise
 
 
 def _make_held(

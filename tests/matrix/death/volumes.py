@@ -144,7 +144,8 @@ def _calls(top: Path, fd: int) -> dict[str, Callable[[], object]]:
         "rename": lambda: os.rename(top / _KEPT[0], top / "new"),
         "chmod": lambda: os.chmod(top / _KEPT[0], 0o600),
         "truncate": lambda: os.truncate(top / _KEPT[0], 1),
-        "listing": lambda: os.listdir(top),
+        # Not a listing: the kernel may have that still.
+        "look-up": lambda: os.lstat(top / "never-asked-for"),
         "write": lambda: os.pwrite(fd, b"x", 0),
         "fsync": lambda: os.fsync(fd),
     }
