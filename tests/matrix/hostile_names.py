@@ -178,7 +178,8 @@ def _make_long_names(directory: Path) -> list[int]:
 
 def _planted(stage: Stage, plant: _Plant, names: tuple[bytes, ...]) -> None:
     """In place of each helper file stands something else: no hang, nothing outside is touched."""
-    victim = stage.setting.volume.path / f"victim-{stage.name}"
+    # Beside the tree, on its volume: a hard link leads there.
+    victim = stage.lower.parent.parent / f"victim-{stage.name}"
     victim.write_text("victim")
     try:
         stage.mount.expects(f"{_DAMAGE}|row without an object")
