@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -23,7 +24,7 @@ from tests import caches
 from tests.caseless import Volumes
 from tests.children import Child, code_of, in_child, start_child
 from tests.counting import counted, requests
-from tests.file_calls import ACTS, described, opened, prepared
+from tests.file_calls import ACTS, described, goes_around_the_cache, opened, prepared
 from tests.mounts import Mount, Mounter
 from tests.runs import wait_until
 
@@ -78,7 +79,8 @@ def test_as_on_a_plain_directory(
     expected = act(plain)
     with requests(shared) as made:
         assert act(shared.point / name) == expected
-    assert made["read"] == made["write"] == 0
+    # What is opened with O_DIRECT is not lent.
+    assert (made["read"] + made["write"] > 0) == (act is goes_around_the_cache)
     for place in (below, shared.point / name):
         assert described(place) == described(plain)
     assert _OFF not in shared.log.read_text()
@@ -151,12 +153,18 @@ def test_set_id_given_while_it_is_open(mount: Mount) -> None:
     os.close(go)
 
 
-def test_what_is_not_aligned(mount: Mount) -> None:
-    """O_DIRECT refuses it as the volume below does."""
-    (mount.sysroot / "f").write_text("content")
-    for path in (mount.sysroot / "f", mount.point / "f"):
-        with opened(path, os.O_WRONLY | os.O_DIRECT) as fd:
-            assert code_of(os.pwrite, fd, b"odd", 1) == errno.EINVAL
+def test_the_end_of_direct_writing(mount: Mount) -> None:
+    """Who takes O_DIRECT away from an open file, as dd does for the last piece, writes on."""
+    path = mount.point / "f"
+    path.touch()
+    with mmap.mmap(-1, _PAGE) as block, opened(path, os.O_WRONLY | os.O_DIRECT) as fd:
+        block[:] = b"x" * _PAGE
+        assert os.write(fd, block) == _PAGE
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        assert os.write(fd, b"odd") == 3
+        with opened(path, os.O_RDONLY) as reader:
+            assert os.pread(reader, 3, _PAGE) == b"odd"
+    assert (mount.sysroot / "f").read_bytes() == b"x" * _PAGE + b"odd"
 
 
 # --- what may not be written --------------------------------------------------------------------

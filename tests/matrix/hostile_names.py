@@ -178,12 +178,13 @@ def _make_long_names(directory: Path) -> list[int]:
 
 def _planted(stage: Stage, plant: _Plant, names: tuple[bytes, ...]) -> None:
     """In place of each helper file stands something else: no hang, nothing outside is touched."""
-    # Beside the tree, on its volume: a hard link leads there.
-    victim = stage.lower.parent.parent / f"victim-{stage.name}"
-    victim.write_text("victim")
+    # Beside the tree, on its volume: a hard link leads there. To each another one: the kernel may
+    # believe for a second that a file on a FUSE volume has gone with its second name.
+    victims = [stage.lower.parent.parent / f"victim-{stage.name}-{len(name)}" for name in names]
     try:
         stage.mount.expects(f"{_DAMAGE}|row without an object")
-        for name in names:
+        for name, victim in zip(names, victims, strict=True):
+            victim.write_text("victim")
             directory = stage.lower / f"d{len(name)}"
             directory.mkdir()
             plant(directory / os.fsdecode(name), stage, victim)
@@ -198,7 +199,8 @@ def _planted(stage: Stage, plant: _Plant, names: tuple[bytes, ...]) -> None:
             shutil.rmtree(directory)
         (stage.point / "afterwards").write_text("good")
     finally:
-        victim.unlink()
+        for victim in victims:
+            victim.unlink(missing_ok=True)
 
 
 _HELPERS: Final = (INDEX_FILE, _LOCK, _TEMPORARY)

@@ -123,6 +123,7 @@ class Init(IntFlag):
 class Open(IntFlag):
     """FOPEN_: what the kernel may do with an open file or directory."""
 
+    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5

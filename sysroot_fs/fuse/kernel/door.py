@@ -129,6 +129,8 @@ class Door:
     _handles: dict[int, Handle] = field(factory=dict, init=False)
     locks: Locks | None = field(default=None, init=False)
     _passthrough: Passthrough | None = field(default=None, init=False)
+    _direct: set[int] = field(factory=set, init=False)
+    """Handles that are not lent whatever else is."""
     _listings: dict[int, Listing] = field(factory=dict, init=False)
     _next: int = field(default=1, init=False)
     _late_errors: bool = field(init=False)
@@ -203,6 +205,11 @@ class Door:
         self._handles[number] = handle
         flags = Open(0) if self._late_errors or self.locks is not None else Open.NOFLUSH
         backing = None
+        if self._passthrough is not None and guest_flags & os.O_DIRECT:
+            # Lent, it would be so for good: the kernel does not hear when fcntl takes it away, as
+            # dd does for what is not as long as a block.
+            self._direct.add(number)
+            return _pack_open(number, flags | Open.DIRECT_IO, 0)
         if self._passthrough is not None:
             maps = guest_flags & os.O_ACCMODE == os.O_RDWR
             backing = self._passthrough.opened(handle, maps)
@@ -568,7 +575,9 @@ class Door:
             handle = self._handle(fh, request.node)
             del self._handles[fh]
             files.release(handle)
-            if self._passthrough is not None:
+            if fh in self._direct:
+                self._direct.discard(fh)
+            elif self._passthrough is not None:
                 self._passthrough.closed(handle)
             if self.locks is not None:
                 self.locks.closed(handle)
