@@ -27,6 +27,7 @@ from tests.mounts import detach
 
 __all__ = ["VolumeServer", "check_volume"]
 
+_PATIENCE: Final = 10.0
 _KEPT: Final = ("Makefile", "makefile", "l" * 200, "L" * 200, "NAME.TXT")
 
 
@@ -40,7 +41,18 @@ class VolumeServer:
 
     @classmethod
     def find(cls, point: Path) -> VolumeServer:
-        """The server of the volume at *point*, which is an argument of its."""
+        """The server of the volume at *point*, which is an argument of its.
+
+        It may just be on its way into the background, as another process.
+        """
+        end = time.monotonic() + _PATIENCE
+        while (found := cls._look(point)) is None:
+            assert time.monotonic() < end, f"nobody serves {point}"
+            time.sleep(0.05)
+        return found
+
+    @classmethod
+    def _look(cls, point: Path) -> VolumeServer | None:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -49,7 +61,7 @@ class VolumeServer:
                     continue
                 if words[-1] == os.fsencode(point):
                     return cls(int(entry.name), tuple(words), point)
-        raise AssertionError(f"nobody serves {point}")
+        return None
 
     @property
     def keeps(self) -> bool:
