@@ -80,6 +80,13 @@ class Watcher(Protocol):
         """Watch nothing any more."""
 
 
+def _pending(fd: int) -> bytes:
+    try:
+        return os.read(fd, _BUFFER)
+    except BlockingIOError:
+        return b""
+
+
 def _path(directory: int) -> bytes:
     # A descriptor that is open for its path only counts for neither system by itself.
     return os.fsencode(fd_path(directory))
@@ -170,10 +177,7 @@ class Fanotify:
 
     def read(self) -> list[Event]:
         """As `Watcher.read`."""
-        try:
-            data = os.read(self._fd, _BUFFER)
-        except BlockingIOError:
-            return []
+        data = _pending(self._fd)
         found = []
         at = 0
         while at < len(data):
@@ -238,10 +242,7 @@ class Inotify:
 
     def read(self) -> list[Event]:
         """As `Watcher.read`."""
-        try:
-            data = os.read(self._fd, _BUFFER)
-        except BlockingIOError:
-            return []
+        data = _pending(self._fd)
         found = []
         at = 0
         while at < len(data):

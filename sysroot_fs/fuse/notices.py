@@ -41,6 +41,13 @@ def _entry(parent: int, name: bytes, flags: int) -> bytes:
     return _message(abi.NOTIFY_INVAL_ENTRY, body)
 
 
+def attributes_message(inode: int, data: bool) -> bytes:
+    """What has the kernel ask for the attributes of *inode* again, and with *data* for its data."""
+    # A negative offset: the attributes alone.
+    body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode, 0 if data else -1, 0)
+    return _message(abi.NOTIFY_INVAL_INODE, body)
+
+
 @define(slots=True, eq=False)
 class Notices:
     """What has to be told through *device*; the thread starts with the first."""
@@ -67,8 +74,7 @@ class Notices:
                 body = abi.NOTIFY_DELETE_OUT.pack(parent, inode, len(name)) + name + b"\0"
                 self._put(_message(abi.NOTIFY_DELETE, body), again=False)
             case Attributes(inode, data):
-                body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode, 0 if data else -1, 0)
-                self._put(_message(abi.NOTIFY_INVAL_INODE, body), again=True)
+                self._put(attributes_message(inode, data), again=True)
 
     def _put(self, message: bytes, again: bool) -> None:
         self._held[message] = again or self._held.get(message, False)

@@ -135,7 +135,7 @@ class Coherence:
     # --- starting and stopping ---------------------------------------------------------------
 
     def start(self, tell: Callable[[Notice], None]) -> int | None:
-        """Watch from now on; *tell* hands a notice to the kernel, at once and from any thread.
+        """Watch from now on; *tell* takes notices for the kernel, of which none may be lost.
 
         The descriptor that can be read when `read` has something to do. None where nothing is to
         be watched or nothing can be.
@@ -284,11 +284,11 @@ class Coherence:
         if self._watcher is None or self.walk.merge:
             return
         if self._mode(inode.layer) in _WATCHED:
-            inode.remembered.watched = self._add(inode, inode, twin=False)
+            inode.remembered.watched = self._add(inode, twin=False)
         else:
             self._directories[inode] = []
 
-    def _add(self, inode: Inode, role: Inode, twin: bool) -> bool:
+    def _add(self, inode: Inode, twin: bool) -> bool:
         """Watch the directory of *inode*, or its twin's; whether that can be."""
         if twin:
             found = self.twin(inode)
@@ -306,8 +306,8 @@ class Coherence:
         except OSError as failure:
             self._not_watched(failure)
             return False
-        self._roles.setdefault(key, []).append(_Role(role, twin))
-        self._directories.setdefault(role, []).append((key, twin))
+        self._roles.setdefault(key, []).append(_Role(inode, twin))
+        self._directories.setdefault(inode, []).append((key, twin))
         return True
 
     def _not_watched(self, failure: OSError) -> None:
@@ -335,7 +335,7 @@ class Coherence:
             if step.remembered is None:
                 step.remembered = Remembered()
             if not step.remembered.beside:
-                step.remembered.beside = self._add(step, step, twin=True)
+                step.remembered.beside = self._add(step, twin=True)
             if not step.remembered.beside:
                 return
             if found is None:
@@ -363,8 +363,11 @@ class Coherence:
         inode.remembered = None
 
     def _unwatch(self, watcher: Watcher, inode: Inode, key: Hashable, twin: bool) -> None:
-        if twin or inode.descriptor is not None:
-            watcher.remove(key, None if twin or inode.descriptor is None else inode.descriptor.fd)
+        if twin:
+            watcher.remove(key, None)
+            return
+        if inode.descriptor is not None:
+            watcher.remove(key, inode.descriptor.fd)
             return
         # The kernel holds a directory in memory as long as it is watched. One that is elsewhere by
         # now stays there until the end.

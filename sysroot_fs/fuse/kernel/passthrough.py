@@ -19,6 +19,7 @@ from attrs import define, field
 
 from sidecar import linux, look
 from sysroot_fs.fuse.kernel import abi
+from sysroot_fs.fuse.notices import attributes_message
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
 
@@ -77,12 +78,8 @@ class Passthrough:
 
     def _tell_times(self, inode: Inode) -> None:
         """Have the kernel ask for the attributes: of writes through a map it knows nothing."""
-        # A negative offset: the attributes alone.
-        body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode.id, -1, 0)
-        size = abi.OUT_HEADER.size + len(body)
-        head = abi.OUT_HEADER.pack(size, abi.NOTIFY_INVAL_INODE, 0)
         try:
-            os.writev(self.device, (head, body))
+            os.write(self.device, attributes_message(inode.id, data=False))
         except OSError as failure:
             # It has forgotten the inode meanwhile, or the mount is gone.
             if failure.errno not in (errno.ENOENT, errno.ENODEV):
