@@ -28,7 +28,7 @@ lint: setup  ## style, format and types
 	$(BIN)/mypy --strict
 
 check: lint guests  ## everything that must hold: lint, then the tests
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal --max-worker-restart 4
 
 man: setup  ## write docs/man anew, from what the command line declares
 	$(BIN)/python -m sysroot_fs.cli.manual docs/man

@@ -17,7 +17,7 @@ import re
 import signal
 import struct
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, final
@@ -44,17 +44,21 @@ __all__ = [
     "RESOLVE_NO_XDEV",
     "Stat",
     "acting_as",
+    "call",
     "failure",
     "fallocate",
     "fd_path",
     "in_groups",
     "mount",
     "mount_type",
+    "name_thread",
+    "new_mount",
     "openat2",
     "overrides_permissions",
     "read_signals",
     "renameat2",
     "same_file_lock",
+    "signal_at_parents_end",
     "signal_descriptor",
     "statx",
     "umount",
@@ -89,6 +93,27 @@ def failure(filename: bytes | None = None, filename2: bytes | None = None) -> OS
     return OSError(code, os.strerror(code), filename, None, filename2)
 
 
+_syscall: Final = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def call(
+    number: int,
+    *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None,
+    name: bytes | None = None,
+) -> int:
+    """The system call *number*, for which the C library has no function; *name* is for the error.
+
+    Calls newer than Linux 5.0 have the same number on every architecture but alpha.
+    """
+    # Integers as C long: an int would leave the upper half of the register as it was.
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    result = int(_syscall(ctypes.c_long(number), *words))
+    if result < 0:
+        raise failure(name)
+    return result
+
+
 def version(release: str | None = None) -> tuple[int, ...]:
     """The first two numbers of the running kernel, or of its *release* as uname(2) says it."""
     found = re.match(r"(\d+)(?:\.(\d+))?", os.uname().release if release is None else release)
@@ -100,8 +125,6 @@ def version(release: str | None = None) -> tuple[int, ...]:
 _SYS_OPENAT2: Final = 437  # the same on every architecture that has openat2 but alpha
 _TRIES: Final = 256  # with their pauses about three seconds
 _OPEN_HOW: Final = struct.Struct("=QQQ")
-_syscall: Final = _libc.syscall
-_syscall.restype = ctypes.c_long
 
 
 def openat2(dirfd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
@@ -382,6 +405,33 @@ def mount(
         raise failure(target)
 
 
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_FS_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC alike
+
+
+def new_mount(
+    kind: bytes, options: Mapping[bytes, bytes | None] | None = None, attributes: int = 0
+) -> int:
+    """A new mount of a filesystem of the type *kind*, attached nowhere: its root's descriptor.
+
+    An option without a value is a flag. *attributes* are MOUNT_ATTR_*.
+    """
+    context = call(_FSOPEN, kind, _FS_CLOEXEC, name=kind)
+    try:
+        for key, value in (options or {}).items():
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            call(_FSCONFIG, context, command, key, value, 0, name=key)
+        call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0, name=kind)
+        return call(_FSMOUNT, context, _FS_CLOEXEC, attributes, name=kind)
+    finally:
+        os.close(context)
+
+
 def umount(path: bytes, *, lazy: bool = False) -> None:
     """Unmount what is mounted at `path`, which is not followed if it is a symlink.
 
@@ -464,6 +514,25 @@ def read_signals(fd: int) -> list[signal.Signals]:
             return found
         (number,) = _SIGNALFD_INFO.unpack(data)
         found.append(signal.Signals(number))
+
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+
+
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have *number* sent to this process when the thread that has forked it ends.
+
+    The setting is the calling thread's, and a change of its user or rights clears it.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(number)):
+        raise failure()
+
+
+def name_thread(name: bytes) -> None:
+    """What ps and /proc/PID/comm call the calling thread: at most 15 bytes, more are cut off."""
+    if _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name)):
+        raise failure()
 
 
 # --- acting as somebody else ----------------------------------------------------------

@@ -7,6 +7,7 @@ one that hangs is killed by a watchdog, so that a test fails instead of waiting 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import shutil
@@ -44,6 +45,28 @@ if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
 def _patience(test: pytest.Item) -> float:
     marker = test.get_closest_marker("patience")
     return float(marker.args[0]) if marker else TEST_SECONDS
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that not even the watchdog gets out of ends its worker, and says where it was."""
+    faulthandler.dump_traceback_later(2 * _patience(item) + 30, exit=True, file=2)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A run that takes far too long ends, and says what came of it so far."""
+    seconds = int(os.environ.get("SYSROOT_FS_TEST_SECONDS", "0"))
+    if seconds and not hasattr(session.config, "workerinput"):
+
+        def give_up(*_: object) -> None:
+            pytest.exit(f"the tests have taken {seconds} seconds", 1)
+
+        signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(seconds)
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,6 +20,9 @@ from typing import Final
 
 import attrs
 
+from sysroot_fs.fuse import submounts
+from sysroot_fs.fuse.guardian import abort
+
 PATIENCE: Final = 20.0
 """Seconds for a server to come up or to go."""
 
@@ -33,6 +36,19 @@ def kill_servers() -> None:
     """Kill all that run: calls that hang in their mounts fail then."""
     for mount in list(_live.values()):
         mount.process.kill()
+    for mount in list(_live.values()):
+        _let_go(mount.point)
+
+
+def _let_go(point: Path) -> None:
+    """Have all calls fail in the mount of a server that is killed, whatever the kernel waits for.
+
+    Not through the mount, where this would wait too.
+    """
+    with contextlib.suppress(OSError):
+        number = submounts.device_at(os.fsencode(point))
+        if number is not None and mounted_type(point) == "fuse.sysroot":
+            abort(int(number.partition(b":")[2]))
 
 
 @contextlib.contextmanager
@@ -97,7 +113,11 @@ class Mount:
     def kill(self) -> None:
         """The server dies without a last word; what is mounted is taken away."""
         self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            _let_go(self.point)
+            self.process.wait()
         detach(self.point)
         _live.pop(self.process.pid, None)
 

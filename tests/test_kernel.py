@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sidecar import linux
 from sysroot_fs.guest import command, kernel, mounts
 from sysroot_fs.guest.plan import Bind, Command, GuestError, Kernel, Refusal, Root, Tmpfs
 from tests.children import code_of, in_child
@@ -65,8 +66,8 @@ def test_failures_are_oserrors() -> None:
         return [
             code_of(kernel.unshare, 1),
             code_of(kernel.setns, null, kernel.CLONE_NEWNS),
-            code_of(kernel.new_mount, b"no-such-filesystem"),
-            code_of(kernel.new_mount, b"tmpfs", {b"no-such-option": b"1"}),
+            code_of(linux.new_mount, b"no-such-filesystem"),
+            code_of(linux.new_mount, b"tmpfs", {b"no-such-option": b"1"}),
             code_of(kernel.clone_mounts, b"/no/such/place"),
             code_of(kernel.attach, null, null),
             code_of(kernel.make_read_only, null),
@@ -84,7 +85,7 @@ def test_a_failed_mount_leaks_no_descriptor() -> None:
     def work() -> bool:
         before = os.listdir("/proc/self/fd")
         for _ in range(3):
-            code_of(kernel.new_mount, b"tmpfs", {b"size": b"nonsense"})
+            code_of(linux.new_mount, b"tmpfs", {b"size": b"nonsense"})
         return before == os.listdir("/proc/self/fd")
 
     assert apart(work)
@@ -96,7 +97,7 @@ def test_a_new_mount_is_seen_where_it_is_attached_only(workplace: Path) -> None:
     def work() -> tuple[int, list[list[str]], bool]:
         attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
         options = {b"mode": b"711", b"source": b"what I say"}
-        mount = kernel.new_mount(b"tmpfs", options, attributes)
+        mount = linux.new_mount(b"tmpfs", options, attributes)
         nowhere = sum(str(workplace) in line for line in table())
         kernel.attach(mount, path_fd(workplace))
         here = [line for line in table() if line[4] == str(workplace)]
@@ -116,7 +117,7 @@ def test_a_clone_has_the_mounts_below(workplace: Path) -> None:
         (workplace / name).mkdir(parents=True)
 
     def work() -> tuple[list[str], list[int], int]:
-        kernel.attach(kernel.new_mount(b"tmpfs"), path_fd(workplace / "from/below"))
+        kernel.attach(linux.new_mount(b"tmpfs"), path_fd(workplace / "from/below"))
         (workplace / "from/below/file").touch()
         clone = kernel.clone_mounts(os.fsencode(workplace / "from"))
         kernel.make_read_only(clone)
@@ -131,8 +132,8 @@ def test_the_old_root_is_gone_after_a_change(workplace: Path) -> None:
     """After `change_root` there is one mount, the working directory is /, and .. stays there."""
 
     def work() -> tuple[list[str], str, list[str]]:
-        kernel.attach(proc := kernel.new_mount(b"proc"), path_fd(workplace))
-        top = kernel.new_mount(b"tmpfs")
+        kernel.attach(proc := linux.new_mount(b"proc"), path_fd(workplace))
+        top = linux.new_mount(b"tmpfs")
         kernel.attach(top, path_fd("/"))
         os.mkdir("inner", dir_fd=top)
         os.chdir(workplace)
@@ -198,7 +199,7 @@ def lay(workplace: Path) -> Iterator[Callable[..., Any]]:
         look: Callable[[Path], object], *what: Bind | Tmpfs, umask: int = 0o022, **root: Any
     ) -> Any:
         def work() -> object:
-            kernel.attach(kernel.new_mount(b"tmpfs"), path_fd(top))
+            kernel.attach(linux.new_mount(b"tmpfs"), path_fd(top))
             for name in ("proc", "dev", "sys", "mnt", "mnt2"):
                 (top / name).mkdir()
             (top / "file").touch()

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from sidecar import linux
 from sysroot_fs.guest import kernel
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def _open_the_way(needed: Iterable[Path]) -> None:
         if closed is not None:
             covers.setdefault(closed, []).append((path, kernel.clone_mounts(os.fsencode(path))))
     for closed, inside in covers.items():
-        tmpfs = kernel.new_mount(b"tmpfs", {b"mode": b"755"})
+        tmpfs = linux.new_mount(b"tmpfs", {b"mode": b"755"})
         kernel.attach(tmpfs, os.open(closed, os.O_PATH))
         for path, mount in inside:
             # One that lies in another has come with that one.
@@ -84,7 +85,7 @@ def _open_the_way(needed: Iterable[Path]) -> None:
 
 
 def _give_device(mode: int) -> None:
-    tmpfs = kernel.new_mount(b"tmpfs", {b"mode": b"755"})
+    tmpfs = linux.new_mount(b"tmpfs", {b"mode": b"755"})
     # Over the root, which hides nothing: nobody comes back to the root's own mountpoint.
     kernel.attach(tmpfs, os.open("/", os.O_PATH))
     os.mknod("fuse", stat.S_IFCHR | mode, os.makedev(10, 229), dir_fd=tmpfs)

@@ -10,6 +10,7 @@ keep it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 0.5
 """After how long it is told for the second time."""
+_PATIENCE_SECONDS: Final = 0.2
+_PAUSE_SECONDS: Final = 0.01
 _UNKNOWN: Final = frozenset({
     errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ESTALE, errno.EBUSY,
 })  # fmt: skip
@@ -106,15 +109,42 @@ class Notices:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread when all is told once."""
+        """End the thread, after the message that it is at. Nobody reads requests any more.
+
+        Where the kernel keeps it waiting for somebody who waits for a reply, that call fails.
+        """
         if self._thread is not None:
             with self._changed:
                 self._closed = True
+                self._now.clear()
                 self._changed.notify()
-            self._thread.join(1.0)
+            self._thread.join(_PATIENCE_SECONDS)
             if self._thread.is_alive():
-                return
+                self._refuse(self._thread)
         os.close(self.device)
+
+    def _refuse(self, thread: threading.Thread) -> None:
+        """Let the calls fail that hold up *thread*."""
+        os.set_blocking(self.device, False)
+        buffer = bytearray(abi.MAX_WRITE + 4096)
+        while thread.is_alive():
+            try:
+                os.readv(self.device, [buffer])
+            except BlockingIOError:
+                thread.join(_PAUSE_SECONDS)
+                continue
+            except OSError as error:
+                if error.errno in abi.GONE:
+                    # The mount is: everything in it fails now.
+                    return
+                continue
+            _, opcode, unique, *_ = abi.IN_HEADER.unpack_from(buffer)
+            if opcode not in abi.UNANSWERED:
+                with contextlib.suppress(OSError):
+                    os.write(
+                        self.device,
+                        abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -errno.ECONNABORTED, unique),
+                    )
 
     def _run(self) -> None:
         while batch := self._batch():

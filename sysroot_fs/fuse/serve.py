@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import pyfuse3
 import trio
 
+from sysroot_fs.fuse import submounts
 from sysroot_fs.fuse.door import Door
+from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.null import open_null
@@ -65,24 +67,26 @@ def serve(
     words = set() if options is None else set(libfuse_words(options))
     if debug:
         words.add("debug")
+    real = None if options is None else os.path.realpath(mountpoint)
     with held_back() as signal_fd:
-        door = Door(tree, ready, None if options is None else os.path.realpath(mountpoint))
+        door = Door(tree, ready, real)
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
             pyfuse3.init(door, os.fsdecode(mountpoint), words)
-        signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
-        clean = False
-        try:
-            trio.run(_main, door, signals)
-            clean = True
-        finally:
+        with guarded(None if real is None else submounts.device_at(real)):
+            signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
+            clean = False
             try:
-                pyfuse3.close(unmount=True)
-            except Exception:
-                if clean:
-                    raise
-                log.exception("unmounting failed")
-            door.close()
-            tree.close()
+                trio.run(_main, door, signals)
+                clean = True
+            finally:
+                try:
+                    pyfuse3.close(unmount=True)
+                except Exception:
+                    if clean:
+                        raise
+                    log.exception("unmounting failed")
+                door.close()
+                tree.close()
         signals.check_served(door.negotiated)
 
 

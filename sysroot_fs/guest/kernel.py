@@ -12,10 +12,16 @@ import os
 import platform
 import signal
 import struct
-from collections.abc import Mapping
 from typing import Final
 
-from sidecar.linux import AT_EMPTY_PATH, AT_FDCWD, failure, umount
+from sidecar.linux import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    call,
+    failure,
+    signal_at_parents_end,
+    umount,
+)
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
@@ -29,27 +35,15 @@ MOUNT_ATTR_NOEXEC: Final = 0x08
 MOUNT_ATTR_NOATIME: Final = 0x10
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_syscall: Final = _libc.syscall
-_syscall.restype = ctypes.c_long
 
-# The same on every architecture but alpha, as all calls since Linux 5.1.
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
-_FSOPEN: Final = 430
-_FSCONFIG: Final = 431
-_FSMOUNT: Final = 432
 _MOUNT_SETATTR: Final = 442
 # Older than that, and glibc has no function for it: linux/unistd.h of each architecture.
 _PIVOT_ROOT: Final = {
     "x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "i686": 217, "i386": 217,
     "armv7l": 218, "armv6l": 218, "ppc64le": 203, "ppc64": 203, "s390x": 217,
 }  # fmt: skip
-
-
-def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    # Integers as C long: an int would leave the upper half of the register as it was.
-    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
-    return int(_syscall(ctypes.c_long(number), *words))
 
 
 def _checked(result: int, name: bytes | None = None) -> int:
@@ -71,13 +65,12 @@ def setns(fd: int, kind: int) -> None:
     _checked(_libc.setns(fd, kind))
 
 
-_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def die_with_parent() -> None:
     """SIGKILL for this process when the one that forked it ends. A change of user clears it."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(signal.SIGKILL)))
+    signal_at_parents_end(signal.SIGKILL)
 
 
 def wake_with_parent() -> None:
@@ -85,7 +78,7 @@ def wake_with_parent() -> None:
 
     The setting is the calling thread's, and a change of its user or rights clears it.
     """
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(signal.SIGCONT)))
+    signal_at_parents_end(signal.SIGCONT)
 
 
 def adopt_orphans() -> None:
@@ -117,30 +110,6 @@ def keep_mounts_to_ourselves() -> None:
         os.close(root)
 
 
-_FSCONFIG_SET_FLAG: Final = 0
-_FSCONFIG_SET_STRING: Final = 1
-_FSCONFIG_CMD_CREATE: Final = 6
-_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC alike
-
-
-def new_mount(
-    kind: bytes, options: Mapping[bytes, bytes | None] | None = None, attributes: int = 0
-) -> int:
-    """A new mount of a filesystem of the type *kind*, attached nowhere: its root's descriptor.
-
-    An option without a value is a flag. *attributes* are MOUNT_ATTR_*.
-    """
-    context = _checked(_call(_FSOPEN, kind, _CLOEXEC), kind)
-    try:
-        for key, value in (options or {}).items():
-            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
-            _checked(_call(_FSCONFIG, context, command, key, value, 0), key)
-        _checked(_call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
-        return _checked(_call(_FSMOUNT, context, _CLOEXEC, attributes), kind)
-    finally:
-        os.close(context)
-
-
 _OPEN_TREE_CLONE: Final = 1
 _AT_RECURSIVE: Final = 0x8000
 _MOUNT_ATTR: Final = struct.Struct("=QQQQ")
@@ -149,14 +118,14 @@ _MOUNT_ATTR: Final = struct.Struct("=QQQQ")
 def clone_mounts(path: bytes) -> int:
     """A copy of the mounts at and below *path*, attached nowhere: what `mount --rbind` binds."""
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    return _checked(_call(_OPEN_TREE, AT_FDCWD, path, flags), path)
+    return call(_OPEN_TREE, AT_FDCWD, path, flags, name=path)
 
 
 def make_read_only(mount: int) -> None:
     """Make every mount of the copy *mount* read-only (Linux 5.12)."""
     wanted = _MOUNT_ATTR.pack(MOUNT_ATTR_RDONLY, 0, 0, 0)
     flags = AT_EMPTY_PATH | _AT_RECURSIVE
-    _checked(_call(_MOUNT_SETATTR, mount, b"", flags, wanted, len(wanted)))
+    call(_MOUNT_SETATTR, mount, b"", flags, wanted, len(wanted))
 
 
 _MOVE_FROM_EMPTY: Final = 0x04
@@ -166,7 +135,7 @@ _MOVE_TO_EMPTY: Final = 0x40
 def attach(mount: int, where: int) -> None:
     """Put a mount that is nowhere onto the file or directory behind the descriptor *where*."""
     flags = _MOVE_FROM_EMPTY | _MOVE_TO_EMPTY
-    _checked(_call(_MOVE_MOUNT, mount, b"", where, b"", flags))
+    call(_MOVE_MOUNT, mount, b"", where, b"", flags)
 
 
 def change_root(root: int) -> None:
@@ -179,6 +148,6 @@ def change_root(root: int) -> None:
     machine = platform.machine()
     if machine not in _PIVOT_ROOT:
         raise NotImplementedError(f"pivot_root(2) has no known number on {machine}")
-    _checked(_call(_PIVOT_ROOT[machine], b".", b"."))
+    call(_PIVOT_ROOT[machine], b".", b".")
     umount(b".", lazy=True)
     os.chdir("/")

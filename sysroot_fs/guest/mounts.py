@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Container
 from typing import Final
 
+from sidecar import linux
 from sidecar.linux import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.plan import Bind, GuestError, Kernel, Root, Tmpfs
@@ -45,7 +46,7 @@ def mount_tree(root: Root, hand_over: Callable[[int, int], None]) -> int:
         raise _failed(f"{shown(_DEVICE)} cannot be opened", error) from error
     try:
         options = {b"fd": b"%d" % device, b"rootmode": b"40000", **root.options}
-        mount = kernel.new_mount(b"fuse", options, root.attributes)
+        mount = linux.new_mount(b"fuse", options, root.attributes)
         hand_over(device, mount)
         here = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kernel.attach(mount, here)
@@ -127,7 +128,7 @@ def _tmpfs(top: int, target: bytes, own: set[int], mode: bytes = b"1777") -> Non
     """A new tmpfs at *target*; its device number is added to *own*."""
     try:
         _make_way(top, target, True, own)
-        mount = kernel.new_mount(b"tmpfs", {b"mode": mode, b"source": b"tmpfs"})
+        mount = linux.new_mount(b"tmpfs", {b"mode": mode, b"source": b"tmpfs"})
         own.add(os.fstat(mount).st_dev)
         _put(top, mount, target)
     except OSError as error:
@@ -157,7 +158,7 @@ def _fresh_dev(top: int, privileged: bool, own: set[int]) -> None:
     if privileged:
         terminals[b"gid"] = b"5"  # tty, in every distribution
     try:
-        _put(top, kernel.new_mount(b"devpts", terminals), b"/dev/pts")
+        _put(top, linux.new_mount(b"devpts", terminals), b"/dev/pts")
     except OSError as error:
         raise _failed("a fresh /dev/pts cannot be mounted", error) from error
     _tmpfs(top, b"/dev/shm", own)
@@ -165,7 +166,7 @@ def _fresh_dev(top: int, privileged: bool, own: set[int]) -> None:
 
 def _fresh(top: int, kind: bytes, target: bytes, otherwise: str) -> None:
     try:
-        _put(top, kernel.new_mount(kind, {b"source": kind}), target)
+        _put(top, linux.new_mount(kind, {b"source": kind}), target)
     except PermissionError as error:
         raise GuestError(
             f"without root a fresh {shown(target)} cannot be mounted here: {otherwise}"

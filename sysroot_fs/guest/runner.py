@@ -24,6 +24,7 @@ from typing import Final, NoReturn, final
 from attrs import define, field
 
 from sidecar import linux
+from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.channel import Channel, Kind, Message
 from sysroot_fs.guest.monitor import Monitor
@@ -146,7 +147,8 @@ class Runner:
             for fd in self.plan.inherited:
                 os.close(fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            self.serve(lambda: self._take_over(from_monitor, report))
+            with contextlib.ExitStack() as stack:
+                self.serve(lambda: self._take_over(from_monitor, report, stack))
             status = 0
         except BaseException as error:
             text = sentence(error).encode("utf-8", "surrogateescape")
@@ -154,12 +156,18 @@ class Runner:
         finally:
             os._exit(status)
 
-    def _take_over(self, from_monitor: Channel, report: Channel) -> int | None:
-        """The descriptor of the mount, None where none came; from here on in its user namespace."""
+    def _take_over(
+        self, from_monitor: Channel, report: Channel, stack: contextlib.ExitStack
+    ) -> int | None:
+        """The descriptor of the mount, None where none came; from here on in its user namespace.
+
+        What has to be done at the end of the service is left to *stack*.
+        """
         message = from_monitor.receive()
         if message is None:
             return None
         device, namespace = message.fds
+        stack.enter_context(guarded(message.text))
         if self.plan.root.user_namespace:
             # Owners and callers then have the numbers that the guest sees.
             kernel.setns(namespace, kernel.CLONE_NEWUSER)

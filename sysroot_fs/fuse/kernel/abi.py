@@ -7,6 +7,7 @@ newer than the oldest header in use (6.1) comes from the kernel's documentation 
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final
@@ -76,6 +77,14 @@ class Opcode(IntEnum):
     TMPFILE = 51
     STATX = 52
     COPY_FILE_RANGE_64 = 53
+
+
+UNANSWERED: Final = frozenset(
+    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY, Opcode.INTERRUPT}
+)
+"""Requests that want no reply."""
+GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+"""What the device says when there is nothing to serve any more."""
 
 
 OPCODES: Final = max(Opcode) + 1

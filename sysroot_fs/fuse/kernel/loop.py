@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUFFER: Final = abi.MAX_WRITE + 4096
-_UNANSWERED: Final = frozenset(
-    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY, Opcode.INTERRUPT}
-)
-_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 _PAUSED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading the device may say of a request that was taken back meanwhile."""
 _MALFORMED: Final = (struct.error, OverflowError)
@@ -151,7 +147,7 @@ class Loop:
             try:
                 length = readv(device, buffers)
             except OSError as error:
-                if error.errno in _GONE:
+                if error.errno in abi.GONE:
                     return
                 if error.errno in _PAUSED:
                     continue
@@ -187,7 +183,7 @@ class Loop:
                     code = _code(opcode, failure)
             if tree.forgotten:
                 self._forget()
-            if opcode not in _UNANSWERED:
+            if opcode not in abi.UNANSWERED:
                 self._reply(unique, code, reply)
             if notices.waiting:
                 notices.tell()
@@ -208,7 +204,7 @@ class Loop:
             os.writev(self.door.device, (head, reply))
         except OSError as error:
             # ENOENT: nobody waits any more. The others: the mount is gone.
-            if error.errno in (errno.ENOENT, *_GONE):
+            if error.errno in (errno.ENOENT, *abi.GONE):
                 return
             log.error("a reply of %d bytes was not taken: %s", len(reply), error)
             if not code:

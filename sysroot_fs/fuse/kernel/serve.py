@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from sysroot_fs.fuse import submounts
+from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
 from sysroot_fs.fuse.kernel.mounting import Mounted
@@ -39,20 +41,21 @@ def serve(
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
         else:
             mounted = Mounted.at(mountpoint, options)
-        door = Door(tree, mounted.device, ready, real, options=file_options)
-        loop = Loop(door, debug)
-        leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
-        signals = Signals(signal_fd, leaving.start, door.counted)
-        loop.beside[signal_fd] = signals.take
-        try:
-            loop.run()
-        finally:
-            if leaving.ident is not None:
-                leaving.join()
-            mounted.unmount()
-            loop.close()
-            mounted.close()
-            tree.close()
+        with guarded(None if real is None else submounts.device_at(real)):
+            door = Door(tree, mounted.device, ready, real, options=file_options)
+            loop = Loop(door, debug)
+            leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
+            signals = Signals(signal_fd, leaving.start, door.counted)
+            loop.beside[signal_fd] = signals.take
+            try:
+                loop.run()
+            finally:
+                if leaving.ident is not None:
+                    leaving.join()
+                mounted.unmount()
+                loop.close()
+                mounted.close()
+                tree.close()
         signals.check_served(door.negotiated)
 
 
