@@ -51,7 +51,7 @@ __all__ = [
     "in_groups",
     "mount",
     "mount_type",
-    "name_thread",
+    "name_process",
     "new_mount",
     "openat2",
     "overrides_permissions",
@@ -529,10 +529,19 @@ def signal_at_parents_end(number: signal.Signals) -> None:
         raise failure()
 
 
-def name_thread(name: bytes) -> None:
-    """What ps and /proc/PID/comm call the calling thread: at most 15 bytes, more are cut off."""
+def name_process(name: bytes, title: bytes) -> None:
+    """What ps shows of the calling process: its *name*, at most 15 bytes, and its command line.
+
+    The *title* stands in the place of the arguments that it was started with: what is longer than
+    these is cut off.
+    """
     if _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name)):
         raise failure()
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = map(int, fields[45:47])  # arg_start and arg_end, see proc(5)
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        os.pwrite(memory.fileno(), title[: end - start - 1].ljust(end - start, b"\0"), start)
 
 
 # --- acting as somebody else ----------------------------------------------------------

@@ -115,6 +115,8 @@ def test_a_server_that_ends_lets_go_of_whom_its_notices_wait_for(
 def test_guardians_of_servers_that_end_in_order_are_gone_with_them(mounted: Mounter) -> None:
     mount = mounted()
     guardian = _guardian(mount.process.pid)
+    line = Path(f"/proc/{guardian}/cmdline")
+    assert wait_until(lambda: line.read_bytes().startswith(b"sysroot-fs: the guardian of "))
     mount.stop()
     assert guardian not in all_processes()
 

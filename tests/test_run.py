@@ -504,7 +504,7 @@ def _is_starting(pid: int) -> bool:
     """Whether the runner has its two processes and the second has a child, the command to be."""
     try:
         children = _children(pid)
-        return len(children) == 2 and any(map(_children, children))
+        return len(children) == 2 and bool(_children(children[1]))
     except FileNotFoundError:
         return False
 
@@ -515,9 +515,8 @@ def _children(pid: int) -> list[int]:
 
 def _command_and_monitor(pid: int) -> tuple[int, int]:
     """Of the run that *pid* has started; the command is still to be."""
-    ((monitor, (program,)),) = [
-        (child, below) for child in _children(pid) if (below := _children(child))
-    ]
+    _server, monitor = _children(pid)
+    (program,) = _children(monitor)
     return program, monitor
 
 

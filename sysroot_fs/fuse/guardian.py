@@ -73,7 +73,8 @@ def _watch(server: int, connection: int) -> NoReturn:
     os.closerange(3, 1 << 30)
     os.setsid()
     os.chdir("/")
-    linux.name_thread(_NAME)
+    with contextlib.suppress(OSError):
+        linux.name_process(_NAME, b"sysroot-fs: the guardian of %d" % server)
     ended = select.poll()
     try:
         ended.register(os.pidfd_open(server), select.POLLIN)

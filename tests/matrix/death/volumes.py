@@ -23,7 +23,7 @@ from tests.children import code_of
 from tests.matrix.death.bench import Bench, differences
 from tests.matrix.death.kills import of_family, started
 from tests.matrix.death.mutations import Tree, look
-from tests.mounts import detach
+from tests.mounts import detach, mounted_type
 
 __all__ = ["VolumeServer", "check_volume"]
 
@@ -47,7 +47,9 @@ class VolumeServer:
         """
         end = time.monotonic() + _PATIENCE
         while (found := cls._look(point)) is None:
-            assert time.monotonic() < end, f"nobody serves {point}"
+            if time.monotonic() > end:
+                state = errno.errorcode.get(code_of(os.statvfs, point), "nothing wrong")
+                raise AssertionError(f"nobody serves {mounted_type(point)} at {point}: {state}")
             time.sleep(0.05)
         return found
 
