@@ -32,7 +32,7 @@ from attrs import define, field, frozen
 from sidecar import escape, index_file, linux
 from sidecar.index_file import change_rows, rows_in
 from sidecar.linux import Stat
-from sidecar.look import attributes, is_taken
+from sidecar.look import find, is_taken
 from sidecar.naming import (
     HELPER_NAMES,
     INDEX_FILE,
@@ -81,14 +81,12 @@ class Entry:
 
 
 def look(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
-    """What `look.attributes` says of the entry *name*, or None where there is none.
+    """What `look.find` says of the entry *name*, or None where there is none.
 
     A name that the volume cannot hold is simply not there. Every other failure is raised.
     """
     try:
-        return attributes(dirfd, name)
-    except FileNotFoundError:
-        return None
+        return find(dirfd, name)
     except OSError as error:
         if error.errno in UNSTORABLE:
             return None

@@ -10,8 +10,9 @@ so looking is safe and entering is refused.
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import Final
+from typing import Final, NamedTuple
 
 from sidecar import linux
 from sidecar.linux import Stat
@@ -27,28 +28,44 @@ _ASK: Final = linux.AT_SYMLINK_NOFOLLOW
 _LOOK: Final = linux.AT_SYMLINK_NOFOLLOW | linux.AT_STATX_DONT_SYNC
 _HERE: Final = linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC
 
-_types: dict[int, str] = {}
+
+class _Kind(NamedTuple):
+    """What is known of a filesystem."""
+
+    name: str
+    remote: bool
+    lasting: bool
+
+
+_UNKNOWN: Final = _Kind("", False, True)
+_kinds: dict[tuple[int, int], _Kind] = {}
+
+
+def _kind(stat: Stat) -> _Kind:
+    known = _kinds.get((stat.dev_major, stat.dev_minor))
+    if known is None:
+        found = linux.mount_type(stat.mount_id)
+        if found is None:
+            return _UNKNOWN
+        name = found[0]
+        known = _Kind(name, name.startswith(_REMOTE), name not in _MADE_UP)
+        _kinds[stat.dev_major, stat.dev_minor] = known
+    return known
 
 
 def filesystem(stat: Stat) -> str:
     """The type of the filesystem behind *stat* as /proc/self/mountinfo names it, or ""."""
-    known = _types.get(stat.dev)
-    if known is None:
-        kind = linux.mount_type(stat.mount_id)
-        if kind is None:
-            return ""
-        known = _types[stat.dev] = kind[0]
-    return known
+    return _kind(stat).name
 
 
 def is_remote(stat: Stat) -> bool:
     """Whether others than this kernel may change the filesystem behind *stat*."""
-    return filesystem(stat).startswith(_REMOTE)
+    return _kind(stat).remote
 
 
 def numbers_last(stat: Stat) -> bool:
     """Whether the filesystem behind *stat* keeps the inode numbers that it shows."""
-    return filesystem(stat) not in _MADE_UP
+    return _kind(stat).lasting
 
 
 def is_door(stat: Stat) -> bool:
@@ -60,25 +77,38 @@ def is_door(stat: Stat) -> bool:
     return kind is not None and kind[0] in DOOR_TYPES
 
 
-def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
-    """The attributes of *name* without following it, and whether it is a door.
+def find(dirfd: int, name: bytes) -> tuple[Stat, bool] | None:
+    """The attributes of *name* without following it, and whether it is a door; None for nothing.
 
     On a door the attributes are what the kernel remembers. Raises OSError.
     """
-    stat = linux.statx(dirfd, name, _LOOK)
-    if stat.mount_root:
+    stat = linux.find(dirfd, name, _LOOK)
+    if stat is None:
+        return None
+    is_root = stat.attributes and stat.mount_root
+    if is_root:
         if is_door(stat) and stat.dev != linux.statx(dirfd, b"", _HERE).dev:
             return stat, True
-        _types.pop(stat.dev, None)
-    if not is_remote(stat):
+        _kinds.pop((stat.dev_major, stat.dev_minor), None)
+    if not _kind(stat).remote:
         return stat, False
     try:
         return linux.statx(dirfd, name, _ASK), False
+    except FileNotFoundError:
+        return None
     except OSError:
-        if stat.mount_root:
+        if is_root:
             # A dead mount is listed like anything else; whoever enters it meets the error.
             return stat, False
         raise
+
+
+def attributes(dirfd: int, name: bytes) -> tuple[Stat, bool]:
+    """As `find`, where there has to be something: ENOENT otherwise."""
+    found = find(dirfd, name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return found
 
 
 def is_taken(dirfd: int, name: bytes) -> bool:

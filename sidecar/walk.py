@@ -21,7 +21,7 @@ from sidecar import linux, twin, volume
 from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, Indexes, look
 from sidecar.linux import Stat
-from sidecar.look import attributes
+from sidecar.look import find
 from sidecar.naming import NAME_MAX, Kind, Policy, candidates, needs_index
 from sidecar.spelling import EXACT, Spelling
 from sidecar.twin import MAX_LINKS, ROOT, Caller, Guard, Twin
@@ -321,11 +321,9 @@ class Walk:
             if found is not None:
                 return found
         if index is None:
-            try:
-                stat, door = attributes(place.fd, name)
-            except FileNotFoundError:
-                pass
-            else:
+            seen = find(place.fd, name)
+            if seen is not None:
+                stat, door = seen
                 if door:
                     return _door(stat)
                 return Found(
@@ -424,10 +422,10 @@ class Walk:
     def _host_step(
         self, holder: Descriptor, name: bytes, mapped: bool, private: bool
     ) -> Found | Absent:
-        try:
-            stat, door = attributes(holder.fd, name)
-        except FileNotFoundError:
+        seen = find(holder.fd, name)
+        if seen is None:
             return Absent(Verdict.ABSENT, private)
+        stat, door = seen
         if door:
             return _door(stat)
         return Found(Layer.HOST, Verdict.HOST, name, stat, holder, mapped, private)

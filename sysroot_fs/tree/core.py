@@ -434,10 +434,9 @@ class Tree:
 def virtual_stat(kind: int) -> Stat:
     """The attributes of a virtual directory or file: root's, empty, not to be changed."""
     is_directory = kind == stat_module.S_IFDIR
-    now = 0
     return Stat(
-        mode=kind | (0o555 if is_directory else 0o444), nlink=2 if is_directory else 1,
-        uid=0, gid=0, rdev=0, dev=0, ino=0, size=0, blocks=0, blksize=4096,
-        atime_ns=now, mtime_ns=now, ctime_ns=now, btime_ns=None,
-        mount_id=0, mount_root=False,
+        mask=0, blksize=4096, attributes=0, nlink=2 if is_directory else 1, uid=0, gid=0,
+        mode=kind | (0o555 if is_directory else 0o444), ino=0, size=0, blocks=0,
+        atime=0, atime_part=0, btime=0, btime_part=0, ctime=0, ctime_part=0, mtime=0, mtime_part=0,
+        rdev_major=0, rdev_minor=0, dev_major=0, dev_minor=0, mount_id=0,
     )  # fmt: skip

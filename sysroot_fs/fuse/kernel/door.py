@@ -47,6 +47,7 @@ _NO_NAMES: Final = (b"", b".", b"..")
 _DIRENT_HEAD: Final = abi.DIRENT.size
 _SIGN: Final = 1 << 63
 _POSITIVE: Final = _SIGN - 1
+_UNSIGNED: Final = 2 * _SIGN - 1
 _BACKGROUND: Final = 64
 _CONGESTED: Final = 48
 _MAX_PAGES: Final = abi.MAX_WRITE // os.sysconf("SC_PAGE_SIZE")
@@ -159,17 +160,16 @@ class Door:
     # --- replies -----------------------------------------------------------------------------
 
     def _attr(self, number: int, stat: Stat) -> tuple[int, ...]:
-        atime, atime_ns = divmod(stat.atime_ns, _SECOND)
-        mtime, mtime_ns = divmod(stat.mtime_ns, _SECOND)
-        ctime, ctime_ns = divmod(stat.ctime_ns, _SECOND)
         owners = self._owners
+        rdev = 0
+        if stat.rdev_major or stat.rdev_minor:
+            rdev = _device_number(stat.rdev)
         return (
             number, stat.size, stat.blocks,
-            atime & 0xFFFF_FFFF_FFFF_FFFF, mtime & 0xFFFF_FFFF_FFFF_FFFF,
-            ctime & 0xFFFF_FFFF_FFFF_FFFF,
-            atime_ns, mtime_ns, ctime_ns, stat.mode, stat.nlink,
+            stat.atime & _UNSIGNED, stat.mtime & _UNSIGNED, stat.ctime & _UNSIGNED,
+            stat.atime_part, stat.mtime_part, stat.ctime_part, stat.mode, stat.nlink,
             owners.users.get(stat.uid, stat.uid), owners.groups.get(stat.gid, stat.gid),
-            _device_number(stat.rdev), stat.blksize, 0,
+            rdev, stat.blksize, 0,
         )  # fmt: skip
 
     def _entry(self, entry: Entry) -> bytes:
