@@ -30,7 +30,21 @@ def dirfd(tmp_path: Path) -> Iterator[int]:
 
 
 def assert_same(mine: linux.Stat, theirs: os.stat_result) -> None:
-    assert mine[:13] == (
+    assert (
+        mine.mode,
+        mine.nlink,
+        mine.uid,
+        mine.gid,
+        mine.rdev,
+        mine.dev,
+        mine.ino,
+        mine.size,
+        mine.blocks,
+        mine.blksize,
+        mine.atime_ns,
+        mine.mtime_ns,
+        mine.ctime_ns,
+    ) == (
         theirs.st_mode,
         theirs.st_nlink,
         theirs.st_uid,

@@ -26,6 +26,7 @@ from sidecar.naming import Policy
 from sidecar.presence import Presence
 from sidecar.twin import Guard, Twin
 from sidecar.walk import CIOPFS, VIRTUAL_TREES, Absent, Found, Layer, Place, Verdict, Walk
+from sysroot_fs.tree.answered import Answered
 from sysroot_fs.tree.coherence import Coherence
 from sysroot_fs.tree.host import HostPolicy
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
@@ -101,6 +102,7 @@ class Tree:
     inodes: Inodes = field(init=False)
     presence: Presence = field(init=False)
     spellings: Spellings = field(factory=Spellings, init=False)
+    answered: Answered = field(factory=Answered, init=False)
     coherence: Coherence = field(init=False)
     forgotten: list[tuple[int, bytes]] = field(factory=list, init=False)
     """(parent id, name) pairs that the kernel must be told to forget; a door empties it."""
@@ -150,6 +152,7 @@ class Tree:
         self.coherence.close()
         self._twins.clear()
         self.forgotten.clear()
+        self.answered.clear()
 
     def make_room(self, mountpoints: Mapping[bytes, bool]) -> None:
         """Have guest paths to mount on, true for a directory and false for a file.

@@ -34,6 +34,9 @@ from sysroot_fs.tree.remembered import Remembered
 ROOT_ID = 1
 FEW = 16
 """So many descriptors are kept where open files need the rest."""
+_EACH = 16
+"""More descriptors than one request opens."""
+_FAR = 1 << 16
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Key = tuple[object, ...]
@@ -172,6 +175,8 @@ class Inodes:
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
     _stranded: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
     _volumes: dict[tuple[Layer, int], int] = field(factory=dict, init=False)
+    _spare: int = field(default=0, init=False)
+    """So often there is room without a look."""
 
     def __attrs_post_init__(self) -> None:
         self._by_id[ROOT_ID] = self.root
@@ -317,7 +322,7 @@ class Inodes:
             del self._by_key[inode.key]
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
-        if not inode.opened and self._next() >= self.ceiling:
+        if not inode.opened and not self._has_room():
             inode.pinned = False
             inode.let_go()
 
@@ -369,10 +374,18 @@ class Inodes:
 
     def check_room(self) -> None:
         """Raise ENFILE where one more descriptor that stays open would be one of the last."""
-        if self._next() >= self.ceiling:
+        if not self._has_room():
             self._shrink(FEW)
-            if self._next() >= self.ceiling:
+            if not self._has_room():
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    def _has_room(self) -> bool:
+        if self._spare:
+            self._spare -= 1
+            return True
+        number = self._next()
+        self._spare = max(0, min(self.ceiling, _FAR) - number) // _EACH
+        return number < self.ceiling
 
     def lowered(self, descriptor: Descriptor) -> Descriptor:
         """*descriptor*, which stays open, under a number that is not one of the last."""

@@ -31,6 +31,8 @@ def lookup(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> Entry | M
     tree.coherence.watch(parent)
     place = tree.place(parent)
     found = tree.walk.step(place, name, caller)
+    if not place.others and not place.has_index(tree.walk.policy):
+        tree.answered.note(parent, name, caller, found)
     if isinstance(found, Absent):
         private = found.private or tree.depends_on_spelling(parent, found)
         # When the entry goes that claims the name, the host's shows; the kernel could not be told
@@ -57,9 +59,15 @@ def _remembered(tree: Tree, parent: Inode, name: bytes, mapped: bool) -> float:
     return tree.spellings.absent(parent.id, key(name), name, min(seconds, _SPELLINGS_SECONDS))
 
 
+def before_change(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> Found | Absent:
+    """What *name* is in *parent*, before that is changed for *caller*."""
+    found = tree.answered.take(parent, name, caller)
+    return tree.walk.step(tree.place(parent), name, caller) if found is None else found
+
+
 def require(tree: Tree, parent: Inode, name: bytes, caller: Caller) -> Found:
-    """What *name* is in *parent*. Raises ENOENT where it is not."""
-    found = tree.walk.step(tree.place(parent), name, caller)
+    """As `before_change`. Raises ENOENT where there is no such name."""
+    found = before_change(tree, parent, name, caller)
     if isinstance(found, Absent):
         raise error(errno.ENOENT)
     return found

@@ -12,7 +12,7 @@ import errno
 import os
 import stat as stat_module
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from sidecar import linux
@@ -27,7 +27,7 @@ from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Entry, Tree, error
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
-from sysroot_fs.tree.lookup import require
+from sysroot_fs.tree.lookup import before_change, require
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def _make_held(
     remove: Callable[..., None],
 ) -> tuple[Found, T]:
     place = tree.place(parent)
-    absent = tree.walk.step(place, name, caller)
+    absent = before_change(tree, parent, name, caller)
     if isinstance(absent, Found):
         raise error(errno.EEXIST)
     _check_new(tree, place, absent)
@@ -209,7 +209,7 @@ def link(tree: Tree, number: int, parent_id: int, name: bytes, caller: Caller) -
         os.link(fd_path(held.fd), stored, dst_dir_fd=dirfd, follow_symlinks=True)
 
     if parent.layer is not inode.layer:
-        if isinstance(tree.walk.step(tree.place(parent), name, caller), Found):
+        if isinstance(before_change(tree, parent, name, caller), Found):
             raise error(errno.EEXIST)
         raise error(errno.EXDEV)
     found, _ = _make(tree, parent, name, caller, make)
@@ -381,7 +381,7 @@ def _sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
 
 
 def _held(tree: Tree, *parents: Inode) -> AbstractContextManager[None]:
-    """Hold the directories that have an index, in one order for everybody.
+    """While names in *parents* change: hold those that have an index, in one order for everybody.
 
     Before the names in them are looked at: what another mount did while this one waited must be
     seen, or the call would hit the file that took the slot. Directories' times are too coarse
@@ -394,7 +394,7 @@ def _held(tree: Tree, *parents: Inode) -> AbstractContextManager[None]:
             seen = os.fstat(place.fd)
             wanted[seen.st_dev, seen.st_ino] = (index, place)
     # Most volumes need no index: nothing is to be held then, for each change of a name.
-    return _held_in_order(tree, wanted) if wanted else nullcontext()
+    return _held_in_order(tree, wanted) if wanted else tree.answered
 
 
 @contextmanager
@@ -402,6 +402,7 @@ def _held_in_order(
     tree: Tree, wanted: dict[tuple[int, int], tuple[DirectoryIndex, Place]]
 ) -> Iterator[None]:
     with ExitStack() as stack:
+        stack.enter_context(tree.answered)
         for _, (index, place) in sorted(wanted.items(), key=lambda item: item[0]):
             stack.enter_context(index.lock(place.fd))
             index.doubt()
@@ -445,7 +446,7 @@ def _rename(
     """The rename, under the locks."""
     source, source_dir = _removable(tree, old_parent, old_name, caller)
     place = tree.place(new_parent)
-    target = tree.walk.step(place, new_name, caller)
+    target = before_change(tree, new_parent, new_name, caller)
     if isinstance(target, Found) and target.holder is None:
         raise error(errno.EBUSY)
     if isinstance(target, Absent):
