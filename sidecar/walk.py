@@ -12,10 +12,10 @@ import os
 import stat as stat_module
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from sidecar import linux, twin, volume
 from sidecar.descriptor import Descriptor
@@ -42,6 +42,9 @@ class Layer(Enum):
     SYSROOT = "sysroot"
     HOST = "host"
     VIRTUAL = "virtual"
+
+    # By identity: the enum's own is a call in Python, and it is part of the key of every inode.
+    __hash__ = object.__hash__
 
 
 class Verdict(Enum):
@@ -121,8 +124,7 @@ class Place:
         return self.descriptor.fd
 
 
-@frozen(slots=True, eq=False)
-class Found:
+class Found(NamedTuple):
     """An entry. *holder* is the directory descriptor in which *stored* names it.
 
     *private* says that not everybody may see it: the answer is for this caller alone. What is
@@ -144,8 +146,7 @@ class Found:
     also: tuple[Found, ...] = ()
 
 
-@frozen(slots=True, eq=False)
-class Absent:
+class Absent(NamedTuple):
     """No entry. *private* as in `Found`."""
 
     verdict: Verdict
@@ -370,7 +371,7 @@ class Walk:
             guards = part.guards() if shown else ()
             if all(guard.admits(caller) for guard in guards):
                 visible.add(number)
-            members += [evolve(one, private=bool(guards)) for one in shown]
+            members += [one._replace(private=bool(guards)) for one in shown]
         if not members:
             return None
         private = any(one.private for one in members)
@@ -379,7 +380,7 @@ class Walk:
             return Absent(Verdict.CLAIMED, private)
         chosen = next((one for one in candidates if one.guest == name), candidates[0])
         if len(members) == 1 or not _is_directory(chosen):
-            return evolve(chosen, private=private)
+            return chosen._replace(private=private)
         folds = place.spelling.child(name).key is not None
         directories = [
             one for one in members if _is_directory(one) and (folds or one.guest == chosen.guest)
@@ -387,10 +388,9 @@ class Walk:
         # Those behind the first one only: it is another for another caller.
         first = next(one for one in directories if one.part in visible)
         also = directories[directories.index(first) + 1 :]
-        return evolve(
-            first,
+        return first._replace(
             private=private,
-            also=tuple(evolve(one, verdict=Verdict.FOLDED, mapped=True) for one in also),
+            also=tuple(one._replace(verdict=Verdict.FOLDED, mapped=True) for one in also),
         )
 
     def _group(self, part: Place, name: bytes) -> list[tuple[bytes, bytes, Kind]]:

@@ -15,7 +15,7 @@ import stat as stat_module
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import define, field, frozen
 
@@ -70,8 +70,7 @@ class TreeConfig:
     negative_timeout: float | None = None
 
 
-@frozen(slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An inode with its attributes. *timeout*: seconds for which its name may be remembered."""
 
     inode: Inode
@@ -179,8 +178,14 @@ class Tree:
             return Place(Layer.VIRTUAL, None, False, inode.path, lambda: None)
         if not inode.is_directory:
             raise error(errno.ENOTDIR)
-        descriptor = self.inodes.descriptor(inode)
         placed = inode.placed
+        if placed is not None and (
+            placed.layer is Layer.HOST
+            or (placed.mapped is inode.mapped and placed.spelling is inode.rule)
+        ):
+            self.inodes.used(inode)
+            return placed
+        descriptor = self.inodes.descriptor(inode)
         if inode.layer is Layer.HOST:
             if placed is None:
                 placed = inode.placed = Place(

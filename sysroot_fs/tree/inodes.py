@@ -125,6 +125,8 @@ class Inode:
         Kept until a directory moves; not kept where a directory may be reached in another spelling
         the next time.
         """
+        if self.mapped is not None:
+            return self.mapped
         way: list[Inode] = []
         inode: Inode = self
         while inode.mapped is None and inode.parent is not None:
@@ -138,6 +140,8 @@ class Inode:
 
     def spelling(self) -> Spelling:
         """In which spellings the names in this directory are looked up."""
+        if self.rule is not None:
+            return self.rule
         way: list[Inode] = []
         inode: Inode = self
         while inode.rule is None and inode.parent is not None:
@@ -339,10 +343,14 @@ class Inodes:
             here = here.parent
         for step in reversed(way):
             self._reopen(step)
-        if inode in self._open:
-            self._open.move_to_end(inode)
+        self.used(inode)
         assert inode.descriptor is not None
         return inode.descriptor
+
+    def used(self, inode: Inode) -> None:
+        """Its descriptor was needed: others are closed before it."""
+        if inode in self._open:
+            self._open.move_to_end(inode)
 
     def _reopen(self, inode: Inode) -> None:
         holder = self.holder(inode)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Final
-
-from attrs import frozen
+from typing import Final, NamedTuple
 
 from sidecar.twin import Caller
 from sidecar.walk import Absent, Found, Layer, Verdict
@@ -18,8 +16,7 @@ _SPELLINGS_SECONDS: Final = 60.0
 """How long an absence is remembered of which all spellings have to be known."""
 
 
-@frozen(slots=True)
-class Miss:
+class Miss(NamedTuple):
     """No such name. *timeout*: seconds for which that may be remembered."""
 
     timeout: float

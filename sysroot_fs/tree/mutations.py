@@ -387,13 +387,17 @@ def _held(tree: Tree, *parents: Inode) -> AbstractContextManager[None]:
     seen, or the call would hit the file that took the slot. Directories' times are too coarse
     to show it, so they are read again unless this server is the only one.
     """
+    places = [tree.place(parent) for parent in dict.fromkeys(parents)]
+    policy = tree.walk.policy
+    if not any(place.others or place.has_index(policy) for place in places):
+        # So it is on most volumes, for each change of a name.
+        return tree.answered
     wanted = {}
-    for place in (part for parent in dict.fromkeys(parents) for part in tree.place(parent).parts):
+    for place in (part for one in places for part in one.parts):
         index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
         if index is not None:
             seen = os.fstat(place.fd)
             wanted[seen.st_dev, seen.st_ino] = (index, place)
-    # Most volumes need no index: nothing is to be held then, for each change of a name.
     return _held_in_order(tree, wanted) if wanted else tree.answered
 
 
