@@ -142,6 +142,8 @@ class Terminal:
             wanted = termios.tcgetattr(slave)
             modes(wanted)
             termios.tcsetattr(slave, termios.TCSANOW, wanted)
+        self.at_start = termios.tcgetattr(slave)
+        """The modes before the program was there to change them."""
         self.output = bytearray()
         """Everything that was read so far."""
         self._looked = 0

@@ -395,7 +395,7 @@ def odd(attributes: list[Any]) -> None:
 def test_modes_are_restored(number: signal.Signals | None, status: int) -> None:
     """However the runner ends, the terminal has the modes from before, and was raw meanwhile."""
     with on_terminal("sh", "-c", WAITS, keep=True, modes=odd) as user:
-        before = user.modes()
+        before = user.at_start
         user.read_until(READY)
         assert user.is_raw()
         assert user.modes()[1] & termios.OPOST == 0
@@ -483,7 +483,7 @@ def test_raw_is_what_cfmakeraw_does() -> None:
 def test_continued_in_the_foreground_is_raw_again() -> None:
     """Stopped from outside and continued, the runner sets raw mode again and still restores."""
     with on_terminal("sh", "-c", WAITS, keep=True) as user:
-        before = user.modes()
+        before = user.at_start
         user.read_until(READY)
         user.signal(signal.SIGSTOP)
         eventually(lambda: " T " in Path(f"/proc/{user.pid}/stat").read_text())
@@ -502,7 +502,7 @@ def test_background_job_leaves_the_terminal_alone() -> None:
     command = " ".join(f"'{word}'" for word in runner("sh", "-c", "echo started; sleep 1; exit 3"))
     script = rf"set -m; {command} & wait $!; echo status $?; read line; echo line $line"
     with Terminal(["sh", "-c", script], cwd=CHECKOUT) as user:
-        before = user.modes()
+        before = user.at_start
         user.read_until(b"started")
         user.send(b"typed\r")
         assert user.modes() == before

@@ -239,7 +239,7 @@ def test_the_terminal_is_given_back(full: Guest, how: str) -> None:
     if how == "TERM":
         script = "echo $$; read line"
     with at_terminal(full, "sh", "-c", script, keep=True) as user:
-        before = user.modes()
+        before = user.at_start
         program = int(user.read_until(re.compile(rb"\d+\r\n")))
         eventually(user.is_raw)
         server = [pid for pid in children(user.pid) if os.getsid(pid) == pid]
