@@ -25,6 +25,7 @@ from tests.matrix.building import GuestBuildError, Runner, get_sources, private_
 from tests.matrix.guest_cache import extract, in_cache
 from tests.matrix.volumes import mounts_below
 
+EXCLUSIVE: Final = "coherence=exclusive,host_coherence=exclusive"
 LONG: Final = "entry_timeout=1000,attr_timeout=1000,negative_timeout=1000"
 PACKAGES: Final = ("bindfs", "fuse-overlayfs", "mergerfs", "proot", "git")
 
@@ -118,9 +119,9 @@ _MERGERFS_LONG: Final = (
 CONTESTANTS: Final = (
     Contestant(NATIVE, "native", mounted=False),
     Contestant("kernel", "own", "door=kernel"),
-    Contestant("kernel+", "own", f"door=kernel,{LONG}"),
+    Contestant("kernel+", "own", f"door=kernel,{EXCLUSIVE}"),
     Contestant("pyfuse3", "own", "door=pyfuse3"),
-    Contestant("pyfuse3+", "own", f"door=pyfuse3,{LONG}"),
+    Contestant("pyfuse3+", "own", f"door=pyfuse3,{EXCLUSIVE}"),
     Contestant("bindfs", "peer", command=_bindfs()),
     Contestant("bindfs+", "peer", command=_bindfs("-o", f"{LONG},kernel_cache")),
     Contestant("passthrough_ll", "peer", command=_passthrough_ll("")),

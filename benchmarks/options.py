@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks import trees
-from benchmarks.contestants import LONG, Contestant, gathered
+from benchmarks.contestants import EXCLUSIVE, LONG, Contestant, gathered
 from benchmarks.micro import CALLS, called
 from benchmarks.results import NATIVE, Line
 from benchmarks.timing import PINNED, Bench
@@ -21,6 +21,8 @@ _OPTIONS: Final = (
     "noatime",
 )
 _TIMEOUTS: Final = {
+    "exclusive": EXCLUSIVE,
+    "exclusive, writes=back": f"{EXCLUSIVE},writes=back",
     "timeouts 1000 s": LONG,
     "no timeouts": "entry_timeout=0,attr_timeout=0,negative_timeout=0",
 }

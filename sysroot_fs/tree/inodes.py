@@ -307,12 +307,13 @@ class Inodes:
         """The entry of *inode* was renamed; *name* and *folded* as in `adopt`."""
         if self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
+        before = inode.consulted(), inode.spelling()
         self._place(inode, parent, name, stored, folded)
         inode.key = self.key(
             inode.layer, parent, stored, inode.kind, inode.dev, inode.ino, inode.stable
         )
         self._by_key[inode.key] = inode
-        if inode.is_directory:
+        if inode.is_directory and before != (inode.consulted(), inode.spelling()):
             for known in self._by_id.values():
                 if known is not self.root:
                     known.mapped = known.rule = None
