@@ -396,7 +396,7 @@ class Tree:
             return None
         stat = found.stat
         kind = stat_module.S_IFMT(stat.mode)
-        key = Inodes.key(
+        key = self.inodes.key(
             found.layer, parent.part(found.part), found.stored, kind, stat.dev, stat.ino,
             self._is_stable(found, stat),
         )  # fmt: skip

@@ -39,7 +39,19 @@ _EACH = 16
 _FAR = 1 << 16
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Key = tuple[object, ...]
+Key = int | tuple[object, ...]
+"""What identifies an entry: for most the number that they have in the mount, see `Inodes.key`."""
+_SLOT = 48
+_SLOTS = 1 << 15
+_NUMBERS = (1 << 63) - 1
+_KINDS = {
+    kind: kind
+    for kind in (
+        stat_module.S_IFREG, stat_module.S_IFDIR, stat_module.S_IFLNK, stat_module.S_IFIFO,
+        stat_module.S_IFSOCK, stat_module.S_IFCHR, stat_module.S_IFBLK,
+    )
+}  # fmt: skip
+"""One object for each: there may be a million inodes."""
 
 
 def stale() -> OSError:
@@ -47,7 +59,7 @@ def stale() -> OSError:
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
-@define(slots=True, eq=False)
+@define(slots=True, eq=False, weakref_slot=False)
 class Inode:
     """One inode that the kernel holds. `parent`, `name` and `stored` say where it was last seen.
 
@@ -55,7 +67,8 @@ class Inode:
     """
 
     id: int
-    key: Key
+    key: Key | None
+    """None where the entry is gone: another may have its key."""
     layer: Layer
     kind: int
     dev: int
@@ -178,13 +191,14 @@ class Inodes:
     _by_key: dict[Key, Inode] = field(factory=dict, init=False)
     _open: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
     _stranded: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
-    _volumes: dict[tuple[Layer, int], int] = field(factory=dict, init=False)
+    _volumes: dict[tuple[Layer, int], tuple[int, int]] = field(factory=dict, init=False)
+    """By layer and device: the upper bits of the numbers of its inodes, and the device."""
     _spare: int = field(default=0, init=False)
     """So often there is room without a look."""
 
     def __attrs_post_init__(self) -> None:
         self._by_id[ROOT_ID] = self.root
-        self._volumes[(self.root.layer, self.root.dev)] = 0
+        self._volume(self.root.layer, self.root.dev)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -201,18 +215,48 @@ class Inodes:
 
     def find(self, key: Key) -> Inode | None:
         """The inode that the kernel knows under *key*."""
+        if type(key) is int:
+            inode = self._by_id.get(key)
+            if inode is not None and inode.key == key:
+                return inode
         return self._by_key.get(key)
 
-    @staticmethod
     def key(
-        layer: Layer, parent: Inode, stored: bytes, kind: int, dev: int, ino: int, stable: bool
+        self,
+        layer: Layer,
+        parent: Inode,
+        stored: bytes,
+        kind: int,
+        dev: int,
+        ino: int,
+        stable: bool,
     ) -> Key:
         """What identifies an entry (see the module)."""
         if not stable:
             return (layer, parent.id, stored)
         if kind == stat_module.S_IFDIR:
             return (layer, dev, ino, parent.id, stored)
+        slot, _ = self._volume(layer, dev)
+        if slot < _SLOTS and ino >> _SLOT == 0:
+            return ino + (slot << _SLOT) if slot else ino
         return (layer, dev, ino)
+
+    def _volume(self, layer: Layer, dev: int) -> tuple[int, int]:
+        found = self._volumes.get((layer, dev))
+        if found is None:
+            found = self._volumes[layer, dev] = (len(self._volumes), dev)
+        return found
+
+    def _enter(self, inode: Inode) -> None:
+        """It is found by its key from now on."""
+        if inode.key is not None and inode.key != inode.id:
+            self._by_key[inode.key] = inode
+
+    def _leave(self, inode: Inode) -> None:
+        """It is found by its key no longer."""
+        if inode.key is not None and self._by_key.get(inode.key) is inode:
+            del self._by_key[inode.key]
+        inode.key = None
 
     def adopt(
         self,
@@ -232,16 +276,14 @@ class Inodes:
         """
         kind = stat_module.S_IFMT(mode)
         key = self.key(layer, parent, stored, kind, dev, ino, stable)
-        inode = self._by_key.get(key)
+        inode = self.find(key)
         if inode is not None and inode.kind != kind:
             # The number was used again for another object behind our back.
-            del self._by_key[key]
+            self._leave(inode)
             inode = None
         if inode is None:
-            number = self._number(layer, dev, ino)
-            inode = Inode(number, key, layer, kind, dev, ino, parent, name, stored, stable)
+            inode = self._new(layer, kind, dev, ino, parent, name, stored, stable, key)
             inode.folded = folded
-            self._by_id[number] = self._by_key[key] = inode
         else:
             self._place(inode, parent, name, stored, folded)
             inode.dev, inode.ino = dev, ino
@@ -259,10 +301,34 @@ class Inodes:
         kind = stat_module.S_IFMT(seen.st_mode)
         layer, dev, ino = parent.layer, seen.st_dev, seen.st_ino
         key = self.key(layer, parent, b"", kind, dev, ino, True)
-        number = self._number(layer, dev, ino)
-        inode = Inode(number, key, layer, kind, dev, ino, parent, b"", b"", True, lookups=1)
+        inode = self._new(layer, kind, dev, ino, parent, b"", b"", True, key)
+        inode.lookups = 1
         inode.descriptor, inode.pinned = held, True
-        self._by_id[number] = self._by_key[key] = inode
+        return inode
+
+    def _new(
+        self,
+        layer: Layer,
+        kind: int,
+        dev: int,
+        ino: int,
+        parent: Inode,
+        name: bytes,
+        stored: bytes,
+        stable: bool,
+        key: Key,
+    ) -> Inode:
+        slot, dev = self._volume(layer, dev)
+        # Inode numbers are the node ids (the binding knows one number only). The volume's own
+        # number is kept where it can be, so that it is the same after a remount.
+        number = key if type(key) is int else (ino + (slot << _SLOT)) & _NUMBERS
+        while number <= ROOT_ID or number in self._by_id:
+            number = (number + (1 << 56) + 1) & _NUMBERS
+        inode = Inode(
+            number, key, layer, _KINDS.get(kind, kind), dev, ino, parent, name, stored, stable
+        )
+        self._by_id[number] = inode
+        self._enter(inode)
         return inode
 
     def _place(self, inode: Inode, parent: Inode, name: bytes, stored: bytes, folded: bool) -> None:
@@ -273,15 +339,6 @@ class Inodes:
             inode.folded, inode.mapped = folded, None
         self.unpin(inode)
 
-    def _number(self, layer: Layer, dev: int, ino: int) -> int:
-        # Inode numbers are the node ids (the binding knows one number only). The volume's own
-        # number is kept where it can be, so that it is the same after a remount.
-        slot = self._volumes.setdefault((layer, dev), len(self._volumes))
-        number = (ino + (slot << 48)) & 0x7FFF_FFFF_FFFF_FFFF
-        while number <= ROOT_ID or number in self._by_id:
-            number = (number + (1 << 56) + 1) & 0x7FFF_FFFF_FFFF_FFFF
-        return number
-
     def forget(self, number: int, count: int) -> None:
         """The kernel drops *count* lookups; with the last one the inode is gone from here."""
         inode = self._by_id.get(number)
@@ -290,8 +347,7 @@ class Inodes:
         inode.lookups -= count
         if inode.lookups <= 0:
             del self._by_id[number]
-            if self._by_key.get(inode.key) is inode:
-                del self._by_key[inode.key]
+            self._leave(inode)
             self._open.pop(inode, None)
             self._stranded.pop(inode, None)
             for let_go in self.dropped:
@@ -305,14 +361,13 @@ class Inodes:
         self, inode: Inode, parent: Inode, name: bytes, stored: bytes, folded: bool = False
     ) -> None:
         """The entry of *inode* was renamed; *name* and *folded* as in `adopt`."""
-        if self._by_key.get(inode.key) is inode:
-            del self._by_key[inode.key]
+        self._leave(inode)
         before = inode.consulted(), inode.spelling()
         self._place(inode, parent, name, stored, folded)
         inode.key = self.key(
             inode.layer, parent, stored, inode.kind, inode.dev, inode.ino, inode.stable
         )
-        self._by_key[inode.key] = inode
+        self._enter(inode)
         if inode.is_directory and before != (inode.consulted(), inode.spelling()):
             for known in self._by_id.values():
                 if known is not self.root:
@@ -323,8 +378,7 @@ class Inodes:
 
         It stays pinned where it is open, or while there is room; else it is stale from now on.
         """
-        if self._by_key.get(inode.key) is inode:
-            del self._by_key[inode.key]
+        self._leave(inode)
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
         if not inode.opened and not self._has_room():
