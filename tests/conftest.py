@@ -256,6 +256,26 @@ def guest(guest_root: Guest, workplace: Path) -> Guest:
     return own
 
 
+# --- what is said meanwhile -------------------------------------------------------------------
+
+_terminals: list[pytest.TerminalReporter] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember where to say what fails: in the process that shows the progress."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if isinstance(reporter, pytest.TerminalReporter) and not hasattr(config, "workerinput"):
+        _terminals.append(reporter)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name what has failed at once: whoever stops a run, or finds it stopped, knows that much."""
+    if report.failed:
+        for terminal in _terminals:
+            terminal.write_line(f"\n{report.when} of {report.nodeid} failed", red=True)
+
+
 # --- the closing words ------------------------------------------------------------------------
 
 
