@@ -41,12 +41,22 @@ def test_a_list_of_differences() -> None:
     assert not first.covers(Cell("busybox", "ext4", "musl", "sysroot", "default"))
 
 
+def test_a_difference_of_some_guests() -> None:
+    """Others do not have what the case is about."""
+    (one,) = parse_list("= no wings\nzfs sysroot:musl+glibc cp.tests: flies far\n")
+    assert (one.item, one.case) == ("cp.tests", "flies far")
+    assert one.covers(CELL)
+    assert not one.covers(Cell("busybox", "zfs", "musl-static", "sysroot", "default"))
+    assert not one.covers(Cell("busybox", "zfs", "musl", "host", "default"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "zfs sysroot cp.tests",
         "= so\nnvme sysroot cp.tests",
         "= so\nzfs attic cp.tests",
+        "= so\nzfs sysroot:uclibc cp.tests",
         "= so\nplain uclibc cp.tests",
     ],
 )

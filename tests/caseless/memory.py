@@ -35,9 +35,9 @@ from sidecar import casefold
 from tests.matrix.volumes import Volume
 
 UNITS_MAX: Final = 255
+"""The longest name, in UTF-16 units."""
 FILE_MAX: Final = 256 << 20
 """Bytes of a file: all of it is in memory."""
-"""The longest name, in UTF-16 units."""
 
 _PATIENCE: Final = 10.0
 _CHECKOUT: Final = Path(__file__).parent.parent.parent

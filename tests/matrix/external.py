@@ -4,7 +4,7 @@ Where it differs the item has failed, unless a line of the suite's list in ``dif
 the reason:
 
     = the reason, for the lines below it
-    VOLUME[+VOLUME..] PLACE[+PLACE..] ITEM[: CASE]
+    VOLUME[+VOLUME..] PLACE[+PLACE..][:GUEST[+GUEST..]] ITEM[: CASE]
     plain GUEST[+GUEST..] ITEM[: CASE]
 
 ``all`` stands for every volume, place or guest. What neither passes nor is skipped in the plain
@@ -44,9 +44,9 @@ class Outcome:
 
 @attrs.frozen
 class Difference:
-    """A case of an item that differs on some volumes in some places, and why; perhaps `always`.
+    """A case of an item that differs on some volumes in some places, run by some guests, and why.
 
-    Or it fails in the `plain` directory, run by some guests.
+    Perhaps `always`; or it fails in the `plain` directory.
     """
 
     volumes: frozenset[str]
@@ -80,14 +80,15 @@ def parse_list(text: str) -> list[Difference]:
             where, who, what = line.split(" ", 2)
             item, _, case = what.partition(": ")
             plain = where == "plain"
+            places, _, some = ("all", "", who) if plain else who.partition(":")
             one = Difference(
                 volumes=_set("all" if plain else where, VOLUMES),
-                places=_set("all" if plain else who, PLACES),
+                places=_set(places, PLACES),
                 item=item,
                 case=case,
                 reason=reason,
                 always=sign == "=",
-                guests=_set(who if plain else "all", _GUESTS),
+                guests=_set(some or "all", _GUESTS),
                 plain=plain,
             )
             known = one.volumes <= {*VOLUMES} and one.places <= {*PLACES}
