@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,28 @@ def run(request: pytest.FixtureRequest, guest_root: Guest) -> Iterator[Run]:
 def one(run: Run, script: str, **more: float) -> Outcome:
     """The outcome of one case."""
     return run(Case("only", "sh", script), **more)["only"]
+
+
+def test_a_chroot_keeps_no_volume_of_others_busy(guest_root: Guest, tmp_path: Path) -> None:
+    """A pool cannot be exported as long as any namespace has it, and a program may take minutes."""
+    other = tmp_path / "other"
+    other.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(other)], check=True)
+    try:
+        words = [*chroot_command(guest_root.sysroot), "cat"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin and process.stdout
+            process.stdin.write(b"ready\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"ready\n"
+            # As it is seen in there, without the chroot.
+            look = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "cat", "/proc/self/mountinfo"]
+            mounts = subprocess.run(look, stdout=subprocess.PIPE, check=True, text=True).stdout
+            process.stdin.close()
+    finally:
+        subprocess.run(["umount", str(other)], check=True)
+    assert f" {guest_root.sysroot}/proc " in mounts
+    assert f" {other} " not in mounts
 
 
 def test_any_bytes_survive(run: Run) -> None:

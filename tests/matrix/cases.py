@@ -31,6 +31,8 @@ from typing import Final
 
 import attrs
 
+from tests.matrix.sandbox import KEEP_ONLY
+
 __all__ = [
     "NEEDS",
     "Case",
@@ -156,8 +158,14 @@ class CasesError(Exception):
 
 
 def chroot_command(root: Path) -> list[str]:
-    """A prefix that runs a program in *root* with processes and /proc of its own (needs root)."""
-    script = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+    """A prefix that runs a program in *root* with processes and /proc of its own (needs root).
+
+    What is mounted elsewhere it does not keep busy.
+    """
+    script = f"""{KEEP_ONLY}
+keep_only "$0"
+mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"
+"""
     cell = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     return [*cell, "sh", "-c", script, str(root)]
 

@@ -15,29 +15,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["only_writing"]
+__all__ = ["KEEP_ONLY", "only_writing"]
 
-# Detached is also what the tests do not need: the copies in here would keep volumes busy.
-_HOLD: Final = r"""
+KEEP_ONLY: Final = r"""
+keep_only() {
+    cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
+        point=$(printf %b. "$name")
+        point=${point%.}
+        case $point in /proc|/proc/*|/dev|/dev/*|/sys|/sys/*) continue ;; esac
+        case $1/ in "${point%/}"/*) continue ;; esac
+        # Somebody may just have unmounted it, which is seen here too.
+        umount -l "$point" || ! grep -qF " $name " /proc/self/mountinfo
+    done
+}
+"""
+"""A function of the shell: of the mounts of its namespace, keep those on which a directory lies.
+
+The kernel's own file systems stay as well. The copies of all others would keep volumes busy.
+"""
+
+_HOLD: Final = (
+    KEEP_ONLY
+    + r"""
 set -e
 top=$1
 mount --bind "$top" "$top"
+keep_only "$top"
 cut -d' ' -f5 /proc/self/mountinfo | sort -r | while read -r name; do
     point=$(printf %b. "$name")
     point=${point%.}
     case $point in
         "$top"|/proc|/proc/*|/dev|/dev/*) continue ;;
-        /sys|/sys/*) mount -o remount,bind,ro "$point"; continue ;;
-    esac
-    case $top/ in
-        "${point%/}"/*) mount -o remount,bind,ro "$point" ;;
-        # Somebody may just have unmounted it, which is seen here too.
-        *) umount -l "$point" || ! grep -qF " $name " /proc/self/mountinfo ;;
+        *) mount -o remount,bind,ro "$point" ;;
     esac
 done
 echo ready
 exec cat
 """
+)
 
 # A program is not process 1 itself: that one ignores the signals that it does not expect.
 _INIT: Final = """
