@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.twin import Caller
 from sidecar.walk import Absent, Found, Layer
-from sysroot_fs.tree import Tree, TreeConfig, answered, lookup, mutations
+from sysroot_fs.tree import Entry, Tree, TreeConfig, answered, lookup, mutations
 from tests.children import code_of
 
 WHO = Caller(0, 0, 100)
@@ -65,6 +65,19 @@ def test_nothing_is_believed_after_a_change(tree: Tree) -> None:
     mutations.rename(tree, 1, b"one", 1, b"two", 0, WHO)
     assert isinstance(_before(tree, b"two"), Found)
     assert isinstance(_before(tree, b"one"), Absent)
+
+
+def test_no_descriptor_is_kept_for_a_directory_that_the_kernel_forgets(
+    tree: Tree, workplace: Path
+) -> None:
+    (workplace / "sysroot/directory").mkdir()
+    entry = lookup.lookup(tree, 1, b"directory", WHO)
+    assert isinstance(entry, Entry)
+    before = len(os.listdir("/proc/self/fd"))
+    lookup.lookup(tree, entry.inode.id, b"name", WHO)
+    assert len(os.listdir("/proc/self/fd")) > before
+    lookup.forget(tree, [(entry.inode.id, 1)])
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_old_answer_is_not_believed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,8 +198,9 @@ class Runner:
                 ready = _poll(wanted, self._patience())
                 if not ready and self._deadline is not None and time.monotonic() >= self._deadline:
                     break
-                # The monitor first: that the server has ended is no news when the program has too.
-                if self._guest.fileno() in ready:
+                # The monitor first, and all of it: that the server has ended is no news when the
+                # program has too, and is other news when it runs.
+                while self._monitor_lives and _poll({self._guest.fileno(): select.POLLIN}, 0):
                     self._hear()
                 if signals in ready:
                     for number in linux.read_signals(signals):

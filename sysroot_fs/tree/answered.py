@@ -46,6 +46,11 @@ class Answered:
             return None
         return answer[1]
 
+    def forget(self, parent: Inode) -> None:
+        """The kernel has let go of *parent*: no descriptor of it is to be kept."""
+        for key in [key for key in self._answers if key[0] is parent]:
+            del self._answers[key]
+
     def clear(self) -> None:
         """Names have changed: what was said before may be so no longer."""
         self._answers.clear()

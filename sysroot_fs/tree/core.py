@@ -139,6 +139,7 @@ class Tree:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._twin_limit = max(16, min(soft // 16, 512))
         self.inodes = Inodes(root, max(64, min(soft // 4, 8192)), self.holder)
+        self.inodes.dropped.append(self.answered.forget)
         self.inodes.ceiling = soft - max(64, min(soft // 8, 1536))
         self.coherence = Coherence(
             config, self.walk, self.inodes, self.place, self.twin, self.forget_twins,

@@ -27,7 +27,7 @@ from tests.mounts import detach, mounted_type
 
 __all__ = ["VolumeServer", "check_volume"]
 
-_PATIENCE: Final = 10.0
+_PATIENCE: Final = 30.0
 _KEPT: Final = ("Makefile", "makefile", "l" * 200, "L" * 200, "NAME.TXT")
 
 
@@ -80,13 +80,21 @@ class VolumeServer:
             os.close(waiting)
 
     def start_again(self) -> VolumeServer:
-        """Mount the volume where it was."""
-        detach(self.point)
-        done = subprocess.run(
-            self.command, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", timeout=60
-        )
-        assert done.returncode == 0, f"the volume cannot be mounted: {done.stderr.decode()}"
-        return self.find(self.point)
+        """Mount the volume where it was.
+
+        As long as somebody holds the dead mount, and be it another process's mount namespace, the
+        kernel shows that once more instead of a new one.
+        """
+        end = time.monotonic() + _PATIENCE
+        while True:
+            detach(self.point)
+            done = subprocess.run(
+                self.command, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", timeout=60
+            )
+            assert done.returncode == 0, f"the volume cannot be mounted: {done.stderr.decode()}"
+            if code_of(os.statvfs, self.point) != errno.ENOTCONN or time.monotonic() > end:
+                return self.find(self.point)
+            time.sleep(0.2)
 
 
 def _keep(top: Path) -> None:
