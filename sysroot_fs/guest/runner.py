@@ -275,10 +275,12 @@ class Runner:
             case Kind.DONE:
                 self._monitor_lives = False
                 self._finish()
-            case Kind.REFUSED if message.number != OWN_FAILURE:
-                self._failure = Refusal(message.number, os.fsdecode(message.text))
             case Kind.REFUSED | Kind.FAILED:
-                told = GuestError(os.fsdecode(message.text))
+                text = os.fsdecode(message.text)
+                told: GuestError | Refusal = GuestError(text)
+                if message.kind is Kind.REFUSED and message.number != OWN_FAILURE:
+                    told = Refusal(message.number, text)
+                # On a dead mount no program can be looked at.
                 self._failure = self._failure or self._death_of_server(in_order=True) or told
 
     def _finish(self) -> None:
