@@ -51,6 +51,8 @@ __all__ = [
     "fd_path",
     "find",
     "in_groups",
+    "io_uring_enter",
+    "io_uring_setup",
     "mount",
     "mount_type",
     "name_process",
@@ -114,6 +116,27 @@ def call(
     if result < 0:
         raise failure(name)
     return result
+
+
+_SYS_IO_URING_SETUP: Final = 425
+_SYS_IO_URING_ENTER: Final = ctypes.c_long(426)
+_GET_EVENTS: Final = ctypes.c_long(1)
+_ZERO: Final = ctypes.c_long(0)
+
+
+def io_uring_setup(entries: int, params: ctypes.Array[ctypes.c_char]) -> int:
+    """A new ring for *entries* at once; *params* is struct io_uring_params, filled in."""
+    return call(_SYS_IO_URING_SETUP, entries, params)
+
+
+def io_uring_enter(ring: int, submitted: int, awaited: int) -> None:
+    """Hand *submitted* entries to the kernel and wait for as many completions as *awaited*.
+
+    A signal ends the waiting (InterruptedError) where nothing was submitted.
+    """
+    # Ints go as C int, which is all that the kernel takes of these; prepared, the others cost less.
+    if _syscall(_SYS_IO_URING_ENTER, ring, submitted, awaited, _GET_EVENTS, None, _ZERO) < 0:
+        raise failure()
 
 
 def version(release: str | None = None) -> tuple[int, ...]:

@@ -259,6 +259,18 @@ def _binding() -> Finding:
     return Finding("machine", "pyfuse3", version, FINE, f"it can be loaded{_ONLY_BINDING}")
 
 
+def _uring() -> Finding:
+    problem = machine.uring_problem()
+    # Few machines have it, and nobody needs it: no lack.
+    return Finding(
+        "machine",
+        "io_uring",
+        problem is None,
+        FINE,
+        problem or "requests are taken on the processor on which they are made",
+    )
+
+
 def machine_findings() -> Iterator[Finding]:
     """The kernel's, libfuse's and this user's abilities."""
 
@@ -276,6 +288,7 @@ def machine_findings() -> Iterator[Finding]:
         "is needed",
     )
     yield _door()
+    yield _uring()
     yield _binding()
     libfuse = machine.libfuse_version()
     yield row(

@@ -83,11 +83,15 @@ def file_options(settings: Settings) -> FileOptions:
                 "writes=back is for trees to which nobody else writes: say that with "
                 "coherence=exclusive, and host_coherence=exclusive or fallback=none"
             )
+    if options.uring == "on" and options.locks:
+        # Whoever waits for a lock would keep a place in the ring, of which there are few.
+        raise UsageError("uring=on and locks exclude each other: use one")
     if chosen(settings.door) == "pyfuse3":
         wanted = {
             "opens=passthrough": options.opens == "passthrough",
             "writes=back": options.writes == "back",
             "locks": options.locks,
+            "uring=on": options.uring == "on",
         }
         for name in filter(wanted.get, wanted):
             note(f"{name} is accepted, but pyfuse3 has no such thing: no effect")

@@ -19,6 +19,8 @@ from sysroot_fs.cli.errors import FuseUnavailable
 from sysroot_fs.text import reason
 
 DEVICE: Final = "/dev/fuse"
+URING: Final = "/sys/module/fuse/parameters/enable_uring"
+"""Says whether the kernel offers FUSE over io_uring; Linux 6.14 has it."""
 FUSE_CONF: Final = "/etc/fuse.conf"
 CAP_SYS_ADMIN: Final = 21
 """The number of the capability that mount(2) asks for; linux/capability.h."""
@@ -87,6 +89,24 @@ def user_allow_other() -> bool:
 def proc_mounted() -> bool:
     """Whether /proc is there: descriptors are reopened through /proc/self/fd."""
     return os.path.isdir("/proc/self/fd")
+
+
+def uring_problem() -> str | None:
+    """Why requests cannot be taken over io_uring, as a sentence; None where they can."""
+    try:
+        with open(URING, encoding="ascii") as parameter:
+            if parameter.read().strip() != "Y":
+                return f"it is not enabled: `echo Y > {URING}` does that (root)"
+    except OSError:
+        return "this kernel has no FUSE over io_uring: Linux 6.14 or newer has"
+    from sysroot_fs.fuse.kernel.ring import Ring
+
+    try:
+        # Nothing is asked of the device before it is registered.
+        Ring(-1, 0).close()
+    except OSError as error:
+        return f"io_uring cannot be used: {reason(error)}"
+    return None
 
 
 def device_problem() -> str | None:

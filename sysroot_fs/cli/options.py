@@ -80,6 +80,7 @@ class Settings:
     opens: str = "auto"
     writes: str = "through"
     locks: bool = False
+    uring: str = "auto"
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -335,6 +336,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         sets="locks",
         constant=True,
         long=True,
+    ),
+    _own(
+        "uring",
+        Kind.CHOICE,
+        "requests over io_uring, taken on the processor on which they are made (Linux 6.14, "
+        "enabled for the module fuse: see doctor): where the kernel offers it and the machine has "
+        "few processors, always where the kernel offers it, or never; not together with locks",
+        "auto",
+        choices=("auto", "on", "off"),
+        group=Group.MOUNT,
     ),
     *map(_ignored, ("_netdev", "nofail", "defaults", "user", "users", "auto", "noauto")),
 )

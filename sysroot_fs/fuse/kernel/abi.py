@@ -127,6 +127,7 @@ class Init(IntFlag):
     INIT_EXT = 1 << 30
     HAS_EXPIRE_ONLY = 1 << 35
     PASSTHROUGH = 1 << 37
+    OVER_IO_URING = 1 << 41
 
 
 class Open(IntFlag):
@@ -238,6 +239,17 @@ BACKING_ID: Final = Struct("=I")
 NOTIFY_INVAL_INODE_OUT: Final = Struct("=Qqq")  # ino off len
 NOTIFY_DELETE_OUT: Final = Struct("=QQI4x")  # parent child namelen; the name and a NUL
 NOTIFY_INVAL_ENTRY_OUT: Final = Struct("=QII")  # parent namelen flags; the name and a NUL
+
+IO_URING_REGISTER: Final = 1
+IO_URING_COMMIT_AND_FETCH: Final = 2
+IO_URING_COMMAND: Final = Struct("=QQH6x")  # flags commit_id qid
+IO_URING_HEADERS: Final = 288
+"""Bytes of struct fuse_uring_req_header: of headers, opcode's structure, and entry."""
+IO_URING_OPERATION: Final = 128
+"""Where in it the structure of the opcode stands, and how long it may be."""
+IO_URING_ENTRY: Final = 256
+"""Where `IO_URING_ENT` stands in it."""
+IO_URING_ENT: Final = Struct("=QQI4xQ")  # flags commit_id payload_sz reserved
 
 LONGEST_COPY: Final = 32 << 20
 """Bytes of a single copy: whoever has more asks again, and others get their turn in between."""

@@ -139,6 +139,8 @@ class Door:
     """Tells the kernel what has changed behind the mount."""
     watching: Callable[[int], None] | None = field(default=None, init=False)
     """Called with the descriptor that can be read when something has."""
+    rings: Callable[[], bool] | None = field(default=None, init=False)
+    """Makes ready for requests over io_uring; False where that cannot be had."""
     _timeouts: dict[float, tuple[int, int]] = field(factory=dict, init=False)
     _flags: Init = field(default=Init(0), init=False)
 
@@ -244,6 +246,7 @@ class Door:
         if self._flags & Init.WRITEBACK_CACHE and not linux.overrides_permissions():
             self._flags &= ~Init.WRITEBACK_CACHE
             log.warning("writes=back is off: this process may not read all that can be written")
+        self._choose_rings()
         self._choose_opens(bool(offered & Init.NO_OPEN_SUPPORT))
         self._watch()
         self.skips_opendirs = (
@@ -264,6 +267,13 @@ class Door:
             fd = self.tree.coherence.start(self.changed)
             if fd is not None:
                 self.watching(fd)
+
+    def _choose_rings(self) -> None:
+        if self._flags & Init.OVER_IO_URING:
+            if self.rings is None or not self.rings():
+                self._flags &= ~Init.OVER_IO_URING
+        elif self.options.uring == "on":
+            log.warning("io_uring is off: the kernel does not offer it (see sysroot-fs doctor)")
 
     def _choose_opens(self, can_be_skipped: bool) -> None:
         opens = self.options.opens

@@ -26,10 +26,12 @@ And where an option of the mount wants it:
 | PASSTHROUGH | opens=passthrough | files are lent to the kernel: see `passthrough` |
 | POSIX_LOCKS, FLOCK_LOCKS | locks | locks are taken below as well: see `locks` |
 | WRITEBACK_CACHE | writes=back | what is written waits in the kernel, which knows sizes and times |
+| OVER_IO_URING | uring | requests are taken where they are made: see `rings` |
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from sysroot_fs.fuse.kernel.abi import Init
@@ -51,6 +53,15 @@ _ALWAYS: Final = (
     | Init.ABORT_ERROR
     | Init.INIT_EXT
 )
+_FEW: Final = 8
+"""More rings were never measured, and each has a thread that waits for the others."""
+_POSSIBLE: Final = "/sys/devices/system/cpu/possible"
+
+
+def processors() -> int:
+    """How many the kernel counts on, those included that may come later: so many rings it wants."""
+    with open(_POSSIBLE, encoding="ascii") as file:
+        return int(re.split("[-,]", file.read().strip())[-1]) + 1
 
 
 def wanted(options: FileOptions) -> Init:
@@ -62,4 +73,6 @@ def wanted(options: FileOptions) -> Init:
         flags |= Init.WRITEBACK_CACHE
     if options.locks:
         flags |= Init.POSIX_LOCKS | Init.FLOCK_LOCKS
+    elif options.uring == "on" or (options.uring == "auto" and processors() <= _FEW):
+        flags |= Init.OVER_IO_URING
     return flags

@@ -1,5 +1,8 @@
 """The loop: read a request, have it handled, write the reply; one thread, nothing in between.
 
+Where requests come over io_uring they are handled in threads of their own, in turns (see `rings`),
+and few are left to be read here.
+
 It waits for whatever else the server has to hear of as well (`Loop.beside`: signals) and ends when
 the mount does or `Loop.stop` is called. fsync really blocks and goes to threads of its own;
 who waits for a lock is answered later. An OSError of a handler is the guest's errno; anything else
@@ -15,6 +18,7 @@ import os
 import select
 import signal
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,8 +29,9 @@ from sidecar.twin import Caller
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
-from sysroot_fs.fuse.kernel.door import Door, Reply, Request
+from sysroot_fs.fuse.kernel.door import Door, Handler, Reply, Request
 from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
+from sysroot_fs.fuse.kernel.rings import Answer, Rings
 from sysroot_fs.fuse.notices import Notices
 
 if TYPE_CHECKING:
@@ -41,6 +46,9 @@ _MALFORMED: Final = (struct.error, OverflowError)
 """What comes of a request that is too short, or has a number that no call takes."""
 _WAITING: Final = 32
 """How many fsyncs may wait at once."""
+_PAUSE_SECONDS: Final = 0.001
+"""With rings: how long what their own work brings about (FORGET, events) may collect."""
+_COLLECTED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 
 _MASKS: Final = (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
 """The signals of a thread in /proc/PID/status."""
@@ -76,6 +84,10 @@ class Loop:
     _stopped: bool = field(default=False, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _notices: Notices = field(init=False)
+    _rings: Rings = field(init=False)
+    _handlers: list[Handler | None] = field(init=False)
+    _patience: float | None = field(default=None, init=False)
+    """For how many seconds `run` waits."""
     _poll: select.poll = field(factory=select.poll, init=False)
     _syncs: dict[int, int] = field(factory=dict, init=False)
     """Requests that wait for an fsync, with the process each; who answers takes it out."""
@@ -84,6 +96,12 @@ class Loop:
 
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
+        self._rings = Rings(self.door.device, self._notices, self._handled_in_ring, self.stop)
+        self._handlers = self.door.handlers()
+        self._handlers[Opcode.FSYNC] = None
+        self._handlers[Opcode.INTERRUPT] = self._interrupt
+        self.beside[self._wake] = partial(os.eventfd_read, self._wake)
+        self.door.rings = self._rings.make
         self.door.changed = self._notices.changed
         self.door.watching = self._watch
 
@@ -101,7 +119,9 @@ class Loop:
         """Wait for what is under way in other threads."""
         if self._pool is not None:
             self._pool.shutdown()
+        # Before the rings, which answer those for whom the kernel keeps the notices waiting.
         self._notices.close()
+        self._rings.stop()
         os.close(self._wake)
 
     def run(self) -> None:
@@ -109,84 +129,104 @@ class Loop:
         device = self.door.device
         # A request that is taken back after poll has told of it must not be waited for.
         os.set_blocking(device, False)
-        handlers = self.door.handlers()
-        handlers[Opcode.FSYNC] = None
-        counts = self.door.counts
-        handlers[Opcode.INTERRUPT] = self._interrupt
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer)
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
         poll = self._poll
         poll.register(device, select.POLLIN)
-        for fd in (self._wake, *self.beside):
+        for fd in self.beside:
             poll.register(fd, select.POLLIN)
         wait = poll.poll
         body = abi.IN_HEADER.size
         # Looked up once: each dot costs as much as a comparison.
-        readv, tree, debug = os.readv, self.door.tree, self.debug
+        readv, handled, notices, rings = os.readv, self._handled, self._notices, self._rings
         buffers = [buffer]
-        door, served, notices = self.door, self.door.served, self._notices
+        door, served, turn = self.door, self.door.served, rings.turn
         while True:
+            # Unknown until it is: who needs less has to say so.
+            self._patience = None
             patience = served.patience()
             if self._signalled or (door.locks is not None and door.locks.waiting):
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
-            if patience is None:
-                events = wait()
-            else:
-                events = wait(math.ceil(1000 * patience))
-                served.settle()
-            if not events:
-                continue
-            if events[0][0] != device or len(events) > 1:
-                self._look_beside(events)
-                if self._stopped:
-                    return
-                if all(fd != device for fd, _ in events):
+            self._patience = patience
+            events = wait(None if patience is None else math.ceil(1000 * patience))
+            with turn:
+                if patience is not None:
+                    served.settle()
+                if not events:
                     continue
+                if events[0][0] != device or len(events) > 1:
+                    self._look_beside(events)
+                    if self._stopped:
+                        return
+                if any(fd == device for fd, _ in events):
+                    try:
+                        length = readv(device, buffers)
+                    except OSError as error:
+                        if error.errno in abi.GONE:
+                            return
+                        if error.errno in _PAUSED:
+                            continue
+                        raise
+                    _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(buffer)
+                    caller = request.caller
+                    if caller.pid != pid or caller.uid != uid or caller.gid != gid:
+                        request.caller = Caller(uid, gid, pid)
+                    request.opcode, request.unique, request.node = opcode, unique, node
+                    request.body = view[body:length]
+                    answer = handled(request)
+                    if answer is not None:
+                        self._reply(unique, *answer)
+                    if notices.waiting:
+                        rings.tell()
+                    if opcode == Opcode.INIT:
+                        rings.begin()
+                    if opcode not in _COLLECTED:
+                        continue
+            if rings.running:
+                # They are many, and each would have a thread that serves wait for this one.
+                time.sleep(_PAUSE_SECONDS)
+
+    def _handled(self, request: Request) -> Answer | None:
+        """Do what a request asks for; None where it has no answer, or one later."""
+        opcode = request.opcode
+        if self.debug:
+            log.debug(
+                "%s of inode %d by %d, %d bytes", abi.opcode_name(opcode), request.node,
+                request.caller.pid, abi.IN_HEADER.size + len(request.body),
+            )  # fmt: skip
+        door = self.door
+        handler = None
+        if opcode < abi.OPCODES:
+            door.counts[opcode] += 1
+            handler = self._handlers[opcode]
+        code = 0
+        reply: Reply = b""
+        if handler is None:
+            if opcode == Opcode.FSYNC:
+                self._sync(request)
+                return None
+            code = errno.ENOSYS
+        else:
             try:
-                length = readv(device, buffers)
-            except OSError as error:
-                if error.errno in abi.GONE:
-                    return
-                if error.errno in _PAUSED:
-                    continue
-                raise
-            _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(buffer)
-            caller = request.caller
-            if caller.pid != pid or caller.uid != uid or caller.gid != gid:
-                request.caller = Caller(uid, gid, pid)
-            request.opcode, request.unique, request.node = opcode, unique, node
-            request.body = view[body:length]
-            if debug:
-                log.debug(
-                    "%s of inode %d by %d, %d bytes", abi.opcode_name(opcode), node, pid, length
-                )
-            if opcode < abi.OPCODES:
-                counts[opcode] += 1
-                handler = handlers[opcode]
-            else:
-                handler = None
-            code = 0
-            reply: Reply = b""
-            if handler is None:
-                if opcode == Opcode.FSYNC:
-                    self._sync(request)
-                    continue
-                code = errno.ENOSYS
-            else:
-                try:
-                    reply = handler(request)
-                except Later:
-                    continue
-                except Exception as failure:
-                    code = _code(opcode, failure)
-            if tree.forgotten:
-                self._forget()
-            if opcode not in abi.UNANSWERED:
-                self._reply(unique, code, reply)
-            if notices.waiting:
-                notices.tell()
+                reply = handler(request)
+            except Later:
+                return None
+            except Exception as failure:
+                code = _code(opcode, failure)
+        if door.tree.forgotten:
+            self._forget()
+        return None if opcode in abi.UNANSWERED else (code, reply)
+
+    def _handled_in_ring(self, request: Request) -> Answer | None:
+        """The same in another thread than that of `run`, which may have to settle sooner now."""
+        answer = self._handled(request)
+        patience = self.door.served.patience()
+        if patience is not None and (self._patience is None or patience < self._patience):
+            self._patience = patience
+            os.eventfd_write(self._wake, 1)
+        return answer
 
     def _look_beside(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
@@ -195,10 +235,11 @@ class Loop:
                 act()
         if self.door.tree.forgotten:
             self._forget()
-        if self._notices.waiting:
-            self._notices.tell()
+        self._rings.tell()
 
     def _reply(self, unique: int, code: int, reply: Reply) -> None:
+        if self._rings.running and self._rings.answer(unique, (code, reply)):
+            return
         head = _pack_header(_HEAD + len(reply), -code, unique)
         try:
             os.writev(self.door.device, (head, reply))
