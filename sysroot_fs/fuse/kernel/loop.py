@@ -29,9 +29,9 @@ from sidecar.twin import Caller
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
-from sysroot_fs.fuse.kernel.door import Door, Handler, Reply, Request
+from sysroot_fs.fuse.kernel.door import Door, Reply, Request
 from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
-from sysroot_fs.fuse.kernel.rings import Answer, Rings
+from sysroot_fs.fuse.kernel.rings import Answer, Handled, Rings
 from sysroot_fs.fuse.notices import Notices
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _MALFORMED: Final = (struct.error, OverflowError)
 """What comes of a request that is too short, or has a number that no call takes."""
 _WAITING: Final = 32
 """How many fsyncs may wait at once."""
-_PAUSE_SECONDS: Final = 0.001
+_PAUSE_SECONDS: Final = 0.002
 """With rings: how long what their own work brings about (FORGET, events) may collect."""
 _COLLECTED: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 
@@ -85,7 +85,7 @@ class Loop:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _notices: Notices = field(init=False)
     _rings: Rings = field(init=False)
-    _handlers: list[Handler | None] = field(init=False)
+    _handled: Handled = field(init=False)
     _patience: float | None = field(default=None, init=False)
     """For how many seconds `run` waits."""
     _poll: select.poll = field(factory=select.poll, init=False)
@@ -96,10 +96,8 @@ class Loop:
 
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
-        self._rings = Rings(self.door.device, self._notices, self._handled_in_ring, self.stop)
-        self._handlers = self.door.handlers()
-        self._handlers[Opcode.FSYNC] = None
-        self._handlers[Opcode.INTERRUPT] = self._interrupt
+        self._handled = self._handling()
+        self._rings = Rings(self.door.device, self._notices, self._handling_in_rings(), self.stop)
         self.beside[self._wake] = partial(os.eventfd_read, self._wake)
         self.door.rings = self._rings.make
         self.door.changed = self._notices.changed
@@ -129,104 +127,168 @@ class Loop:
         device = self.door.device
         # A request that is taken back after poll has told of it must not be waited for.
         os.set_blocking(device, False)
-        buffer = bytearray(_BUFFER)
+        for fd in (device, *self.beside):
+            self._poll.register(fd, select.POLLIN)
+        if self._attend(self._is_negotiated):
+            if self._rings.begin():
+                self._attend(lambda: False)
+            else:
+                self._serve()
+
+    def _is_negotiated(self) -> bool:
+        return self.door.negotiated
+
+    def _serve(self) -> None:
+        """Read and answer, alone."""
+        device, buffer = self.door.device, bytearray(_BUFFER)
         view = memoryview(buffer)
         request = Request(0, 0, 0, Caller(0, 0, 0), view)
-        poll = self._poll
-        poll.register(device, select.POLLIN)
-        for fd in self.beside:
-            poll.register(fd, select.POLLIN)
-        wait = poll.poll
+        wait = self._poll.poll
         body = abi.IN_HEADER.size
         # Looked up once: each dot costs as much as a comparison.
-        readv, handled, notices, rings = os.readv, self._handled, self._notices, self._rings
+        readv, handled, notices = os.readv, self._handled, self._notices
         buffers = [buffer]
-        door, served, turn = self.door, self.door.served, rings.turn
+        door, served = self.door, self.door.served
         while True:
-            # Unknown until it is: who needs less has to say so.
-            self._patience = None
             patience = served.patience()
             if self._signalled or (door.locks is not None and door.locks.waiting):
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
-            self._patience = patience
-            events = wait(None if patience is None else math.ceil(1000 * patience))
-            with turn:
-                if patience is not None:
-                    served.settle()
-                if not events:
+            if patience is None:
+                events = wait()
+            else:
+                events = wait(math.ceil(1000 * patience))
+                served.settle()
+            if not events:
+                continue
+            if events[0][0] != device or len(events) > 1:
+                self._look_beside(events)
+                if self._stopped:
+                    return
+                if all(fd != device for fd, _ in events):
                     continue
-                if events[0][0] != device or len(events) > 1:
-                    self._look_beside(events)
-                    if self._stopped:
-                        return
-                if any(fd == device for fd, _ in events):
+            try:
+                length = readv(device, buffers)
+            except OSError as error:
+                if error.errno in abi.GONE:
+                    return
+                if error.errno in _PAUSED:
+                    continue
+                raise
+            _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(buffer)
+            caller = request.caller
+            if caller.pid != pid or caller.uid != uid or caller.gid != gid:
+                request.caller = Caller(uid, gid, pid)
+            request.opcode, request.unique, request.node = opcode, unique, node
+            request.body = view[body:length]
+            answer = handled(request)
+            if answer is not None:
+                code, reply = answer
+                self._reply(unique, code, reply)
+            if notices.waiting:
+                notices.tell()
+
+    def _attend(self, until: Callable[[], bool]) -> bool:
+        """Read and answer in turns with the rings, *until* it is enough; False at the end.
+
+        What is read then is what they bring about, so it is left to collect for a moment: for each
+        a thread that serves would wait for this one.
+        """
+        door, served, rings = self.door, self.door.served, self._rings
+        buffer = bytearray(_BUFFER)
+        request = Request(0, 0, 0, Caller(0, 0, 0), memoryview(buffer))
+        while not until():
+            # Unknown until it is: who needs less has to say so.
+            self._patience = None
+            self._patience = patience = served.patience()
+            if self._signalled:
+                self._settle()
+                patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
+            events = self._poll.poll(None if patience is None else math.ceil(1000 * patience))
+            with rings.turn:
+                served.settle()
+                self._look_beside(events)
+                if self._stopped:
+                    return False
+                if any(fd == door.device for fd, _ in events):
                     try:
-                        length = readv(device, buffers)
+                        length = os.readv(door.device, [buffer])
                     except OSError as error:
                         if error.errno in abi.GONE:
-                            return
+                            return False
                         if error.errno in _PAUSED:
                             continue
                         raise
-                    _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(buffer)
-                    caller = request.caller
-                    if caller.pid != pid or caller.uid != uid or caller.gid != gid:
-                        request.caller = Caller(uid, gid, pid)
-                    request.opcode, request.unique, request.node = opcode, unique, node
-                    request.body = view[body:length]
-                    answer = handled(request)
-                    if answer is not None:
-                        self._reply(unique, *answer)
-                    if notices.waiting:
-                        rings.tell()
-                    if opcode == Opcode.INIT:
-                        rings.begin()
-                    if opcode not in _COLLECTED:
+                    self._attend_to(request, memoryview(buffer)[:length])
+                    if request.opcode not in _COLLECTED:
                         continue
             if rings.running:
-                # They are many, and each would have a thread that serves wait for this one.
                 time.sleep(_PAUSE_SECONDS)
+        return True
 
-    def _handled(self, request: Request) -> Answer | None:
-        """Do what a request asks for; None where it has no answer, or one later."""
-        opcode = request.opcode
-        if self.debug:
-            log.debug(
-                "%s of inode %d by %d, %d bytes", abi.opcode_name(opcode), request.node,
-                request.caller.pid, abi.IN_HEADER.size + len(request.body),
-            )  # fmt: skip
-        door = self.door
-        handler = None
-        if opcode < abi.OPCODES:
-            door.counts[opcode] += 1
-            handler = self._handlers[opcode]
-        code = 0
-        reply: Reply = b""
-        if handler is None:
-            if opcode == Opcode.FSYNC:
-                self._sync(request)
-                return None
-            code = errno.ENOSYS
-        else:
-            try:
-                reply = handler(request)
-            except Later:
-                return None
-            except Exception as failure:
-                code = _code(opcode, failure)
-        if door.tree.forgotten:
-            self._forget()
-        return None if opcode in abi.UNANSWERED else (code, reply)
-
-    def _handled_in_ring(self, request: Request) -> Answer | None:
-        """The same in another thread than that of `run`, which may have to settle sooner now."""
+    def _attend_to(self, request: Request, told: memoryview) -> None:
+        _, opcode, unique, node, uid, gid, pid, _ = _unpack_header(told)
+        request.caller = Caller(uid, gid, pid)
+        request.opcode, request.unique, request.node = opcode, unique, node
+        request.body = told[abi.IN_HEADER.size :]
         answer = self._handled(request)
-        patience = self.door.served.patience()
-        if patience is not None and (self._patience is None or patience < self._patience):
-            self._patience = patience
-            os.eventfd_write(self._wake, 1)
-        return answer
+        if answer is not None:
+            self._reply(unique, *answer)
+        self._rings.tell()
+
+    def _handling(self) -> Handled:
+        """What does what a request asks for."""
+        door, debug = self.door, self.debug
+        tree, counts, opcodes, unanswered = door.tree, door.counts, abi.OPCODES, abi.UNANSWERED
+        handlers = door.handlers()
+        handlers[Opcode.FSYNC] = None
+        handlers[Opcode.INTERRUPT] = self._interrupt
+
+        def handled(request: Request) -> Answer | None:
+            opcode = request.opcode
+            if debug:
+                log.debug(
+                    "%s of inode %d by %d, %d bytes", abi.opcode_name(opcode), request.node,
+                    request.caller.pid, abi.IN_HEADER.size + len(request.body),
+                )  # fmt: skip
+            if opcode < opcodes:
+                counts[opcode] += 1
+                handler = handlers[opcode]
+            else:
+                handler = None
+            code = 0
+            reply: Reply = b""
+            if handler is None:
+                if opcode == Opcode.FSYNC:
+                    self._sync(request)
+                    return None
+                code = errno.ENOSYS
+            else:
+                try:
+                    reply = handler(request)
+                except Later:
+                    return None
+                except Exception as failure:
+                    code = _code(opcode, failure)
+            if tree.forgotten:
+                self._forget()
+            return None if opcode in unanswered else (code, reply)
+
+        return handled
+
+    def _handling_in_rings(self) -> Handled:
+        """The same in another thread than that of `run`, which may have to settle sooner then."""
+        handled, patience_of = self._handled, self.door.served.patience
+
+        def handled_in_ring(request: Request) -> Answer | None:
+            answer = handled(request)
+            patience = patience_of()
+            if patience is not None and (self._patience is None or patience < self._patience):
+                self._patience = patience
+                os.eventfd_write(self._wake, 1)
+            return answer
+
+        return handled_in_ring
 
     def _look_beside(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
@@ -238,8 +300,6 @@ class Loop:
         self._rings.tell()
 
     def _reply(self, unique: int, code: int, reply: Reply) -> None:
-        if self._rings.running and self._rings.answer(unique, (code, reply)):
-            return
         head = _pack_header(_HEAD + len(reply), -code, unique)
         try:
             os.writev(self.door.device, (head, reply))
@@ -251,6 +311,11 @@ class Loop:
             if not code:
                 # Somebody waits for it.
                 self._reply(unique, errno.EIO, b"")
+
+    def _reply_late(self, unique: int, code: int) -> None:
+        """Answer a request that was kept. From any thread."""
+        if not self._rings.answer(unique, (code, b"")):
+            self._reply(unique, code, b"")
 
     def _forget(self) -> None:
         """Have the kernel forget what the tree says that it must, before it gets its answer."""
@@ -274,7 +339,7 @@ class Loop:
         except Exception as failure:
             # Also where no thread can be had: that fails one fsync, and not the mount.
             self._syncs.pop(request.unique, None)
-            self._reply(request.unique, _code(Opcode.FSYNC, failure), b"")
+            self._reply_late(request.unique, _code(Opcode.FSYNC, failure))
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -293,7 +358,7 @@ class Loop:
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
         locks = self.door.locks
         if locks is not None and locks.waiting.pop(unique, None) is not None:
-            self._reply(unique, errno.EINTR, b"")
+            self._reply_late(unique, errno.EINTR)
         elif unique in self._syncs:
             self._signalled[unique] = self._syncs[unique]
         return b""
@@ -306,10 +371,10 @@ class Loop:
             elif is_dying(pid):
                 del self._signalled[unique]
                 if self._syncs.pop(unique, None) is not None:
-                    self._reply(unique, errno.EINTR, b"")
+                    self._reply_late(unique, errno.EINTR)
         if self.door.locks is not None:
             for unique, failure in self.door.locks.again():
-                self._reply(unique, _code(Opcode.SETLKW, failure) if failure else 0, b"")
+                self._reply_late(unique, _code(Opcode.SETLKW, failure) if failure else 0)
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
         code = 0
@@ -318,7 +383,7 @@ class Loop:
         except Exception as failure:
             code = _code(Opcode.FSYNC, failure)
         if self._syncs.pop(unique, None) is not None:
-            self._reply(unique, code, b"")
+            self._reply_late(unique, code)
 
 
 def is_dying(pid: int) -> bool:

@@ -58,6 +58,8 @@ _FULL: Final = 0xFFFF_FFFF
 _PAGE: Final = mmap.PAGESIZE
 _PAYLOAD: Final = 2 * _PAGE
 """Where what follows the headers begins; the opcode's structure is put right before it."""
+_OPERATION: Final = abi.IO_URING_OPERATION
+_ENTRY: Final = abi.IO_URING_ENTRY
 _IN_HEADER: Final = abi.IN_HEADER.size
 _HEAD: Final = abi.OUT_HEADER.size
 
@@ -185,51 +187,60 @@ class Ring:
         self._pending += 1
 
     def enter(self, wait: bool) -> None:
-        """Hand over the replies, and with *wait* wait for the next request or the bell."""
+        """Hand over the replies, and with *wait* wait for something to come."""
         pending, self._pending = self._pending, 0
-        with contextlib.suppress(InterruptedError):
+        try:
             linux.io_uring_enter(self.fd, pending, wait)
+        except InterruptedError:
+            # Whoever waits looks for himself, and comes back.
+            return
 
-    def taken(self) -> int | None:
-        """The number of an entry that has a request, or `ENTRIES` for the bell; None for none."""
+    def next(self, request: Request) -> int | None:
+        """Hand over the replies, and put what has come into *request*; waits until something has.
+
+        The number of the entry, `ENTRIES` for the bell, or None where the kernel uses none of them
+        any more. The request's body lasts until the answer.
+        """
+        words = self._words
         while True:
             head = self._head
-            words = self._words
             if head == words[self._cq_tail]:
-                return None
+                if not self.alive:
+                    return None
+                self.enter(wait=True)
+                continue
             at = self._cqes + 2 * (head & self._cq_mask)
             index, result = self._long_words[at], self._long_words[at + 1]
             words[self._cq_head] = self._head = (head + 1) & _FULL
-            if not result & _NEGATIVE:
-                return index
-            self.refused = self.refused or (1 << 32) - (result & _FULL)
-            self.alive -= 1
-
-    def read(self, index: int, request: Request) -> None:
-        """Put into *request* what has come with an entry; its body lasts until the answer."""
+            if result & _NEGATIVE:
+                self.refused = self.refused or (1 << 32) - (result & _FULL)
+                self.alive -= 1
+                continue
+            if index < ENTRIES:
+                break
+            return index
         entry = self._entries[index]
         length, opcode, unique, node, uid, gid, pid, _ = _unpack_header(entry)
-        _, commit, size, _ = _unpack_entry(entry, abi.IO_URING_ENTRY)
-        structure = length - _IN_HEADER - size
-        start = _PAYLOAD - structure
-        if structure:
-            operation = abi.IO_URING_OPERATION
-            entry[start:_PAYLOAD] = entry[operation : operation + structure]
+        _, commit, size, _ = _unpack_entry(entry, _ENTRY)
+        start = _PAYLOAD + _IN_HEADER + size - length
+        if start < _PAYLOAD:
+            entry[start:_PAYLOAD] = entry[_OPERATION : _OPERATION + _PAYLOAD - start]
         self._commands[index * _RING_WORDS + _COMMIT_ID] = commit
         caller = request.caller
         if caller.pid != pid or caller.uid != uid or caller.gid != gid:
             request.caller = Caller(uid, gid, pid)
         request.opcode, request.unique, request.node = opcode, unique, node
         request.body = entry[start : _PAYLOAD + size]
+        return index
 
     def answer(self, index: int, unique: int, code: int, reply: Reply) -> None:
-        """Put the answer to a request into its entry, which goes with the next `enter`."""
+        """Put the answer to a request into its entry, which is handed over later."""
         entry = self._entries[index]
         length = len(reply)
         if length:
             entry[_PAYLOAD : _PAYLOAD + length] = reply
         _pack_header(entry, 0, _HEAD + length, -code, unique)
-        _pack_entry(entry, abi.IO_URING_ENTRY, 0, 0, length, 0)
+        _pack_entry(entry, _ENTRY, 0, 0, length, 0)
         self._submit(index)
 
     def silence(self) -> None:

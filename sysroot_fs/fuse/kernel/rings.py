@@ -23,6 +23,7 @@ from typing import Final
 from attrs import define, field
 
 from sidecar.twin import Caller
+from sysroot_fs.fuse.kernel.abi import Opcode
 from sysroot_fs.fuse.kernel.door import Reply, Request
 from sysroot_fs.fuse.kernel.features import processors
 from sysroot_fs.fuse.kernel.ring import ENTRIES, Ring
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 Answer = tuple[int, Reply]
 """An errno, zero for none, and the body of a reply."""
+Handled = Callable[[Request], Answer | None]
+"""Does what a request asks for; None where it has no answer, or one later."""
 
 _PATIENCE_SECONDS: Final = 5.0
 _GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.ENODEV})
@@ -54,13 +57,13 @@ class _Served:
 class Rings:
     """All rings of one connection.
 
-    *serve* handles a request, None where it is answered later (by `answer`); *failed* is called
-    where a thread cannot go on.
+    *serve* handles a request, None for FSYNC, which is answered later (by `answer`); *failed* is
+    called where a thread cannot go on.
     """
 
     device: int
     notices: Notices
-    serve: Callable[[Request], Answer | None]
+    serve: Handled
     failed: Callable[[], None]
     turn: threading.Lock = field(factory=threading.Lock, init=False)
     """Who has it may use the tree."""
@@ -96,11 +99,14 @@ class Rings:
             self.stop()
         return not failures
 
-    def begin(self) -> None:
-        """The kernel has been told: until all rings are registered it holds requests back."""
-        if self._all:
-            self.running = True
-            self._begin.set()
+    def begin(self) -> bool:
+        """The kernel has been told: until all rings are registered it holds requests back.
+
+        False where there are none.
+        """
+        self.running = bool(self._all)
+        self._begin.set()
+        return self.running
 
     def stop(self) -> None:
         """End the threads; who still waits for an answer hears that the mount is gone."""
@@ -156,35 +162,33 @@ class Rings:
 
     def _serve(self, one: _Served, ring: Ring) -> None:
         queue, turn, owing, notices = one.queue, self.turn, self._owing, self.notices
+        # Looked up once, as in the loop.
+        serve, later = self.serve, int(Opcode.FSYNC)
         request = Request(0, 0, 0, Caller(0, 0, 0), memoryview(b""))
-        while True:
-            index = ring.taken()
-            if index is None and not ring.alive:
-                break
-            if index is None:
-                # In this order: who has something to tell looks whether answers are owed.
-                owing.discard(queue)
-                if notices.waiting:
-                    ring.enter(wait=False)
-                    with turn:
-                        self.tell()
-                ring.enter(wait=True)
-            elif index == ENTRIES:
+        while (index := ring.next(request)) is not None:
+            if index == ENTRIES:
                 ring.silence()
                 while one.later:
                     at, unique, (code, reply) = one.later.popleft()
                     ring.answer(at, unique, code, reply)
                 if self._stopped:
                     return
-            else:
-                ring.read(index, request)
+                continue
+            unique = request.unique
+            with turn:
+                owing.add(queue)
+                if request.opcode == later:
+                    self._owed[unique] = one, index
+                answer = serve(request)
+            if answer is not None:
+                code, reply = answer
+                ring.answer(index, unique, code, reply)
+            # In this order: who has something to tell looks whether answers are owed.
+            owing.discard(queue)
+            if notices.waiting:
+                ring.enter(wait=False)
                 with turn:
-                    owing.add(queue)
-                    self._owed[request.unique] = one, index
-                    answer = self.serve(request)
-                if answer is not None:
-                    del self._owed[request.unique]
-                    ring.answer(index, request.unique, *answer)
+                    self.tell()
         if ring.refused not in _GONE:
             log.warning(
                 "io_uring is off for processor %d: %s", one.queue, os.strerror(ring.refused)
