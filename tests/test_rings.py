@@ -21,7 +21,12 @@ from sysroot_fs.cli.doors import file_options
 from sysroot_fs.cli.errors import UsageError
 from sysroot_fs.cli.machine import URING, uring_problem
 from sysroot_fs.cli.options import collect, split_options
+from sysroot_fs.fuse.kernel import features
+from sysroot_fs.fuse.kernel.abi import Init
 from sysroot_fs.fuse.kernel.ring import ENTRIES
+from sysroot_fs.fuse.kernel.rings import Rings
+from sysroot_fs.fuse.notices import Notices
+from sysroot_fs.fuse.options import FileOptions
 from tests.children import start_child
 from tests.counting import counted, requests
 from tests.mounts import Mount, Mounter
@@ -311,6 +316,36 @@ def test_rings_that_cannot_be_had(offered: None, mounted: Mounter, module: str) 
     mount = mounted("uring=auto", module=module)
     work(mount.point, "work")
     assert "io_uring is off" in mount.log.read_text()
+
+
+def test_a_number_of_processors_that_is_not_told(
+    door: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without /sys nobody asks for rings: with too few the kernel would hold all requests back."""
+    assert features.wanted(FileOptions(uring="on")) & Init.OVER_IO_URING
+    assert not features.wanted(FileOptions(uring="off")) & Init.OVER_IO_URING
+    monkeypatch.setattr(features, "_POSSIBLE", str(tmp_path / "none"))
+    assert not features.wanted(FileOptions(uring="auto")) & Init.OVER_IO_URING
+    assert not _rings().make()
+
+
+def _rings() -> Rings:
+    """Those of a connection that there is not."""
+    with open(os.devnull, "rb") as file:
+        notices = Notices(file.fileno())
+    notices.close()
+    return Rings(-1, notices, lambda request: None, lambda: None)
+
+
+def test_many_processors(door: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They have rings where somebody says so."""
+    monkeypatch.setattr(features, "_POSSIBLE", str(tmp_path / "possible"))
+    for told, number in (("0\n", 1), ("0-1\n", 2), ("0-3,8-63\n", 64)):
+        (tmp_path / "possible").write_text(told)
+        assert features.processors() == number
+        few = bool(features.wanted(FileOptions(uring="auto")) & Init.OVER_IO_URING)
+        assert few == (number <= 2)
+    assert features.wanted(FileOptions(uring="on")) & Init.OVER_IO_URING
 
 
 def test_it_is_found_where_it_is(door: str, offered: None) -> None:

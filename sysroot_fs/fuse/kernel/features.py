@@ -59,9 +59,19 @@ _POSSIBLE: Final = "/sys/devices/system/cpu/possible"
 
 
 def processors() -> int:
-    """How many the kernel counts on, those included that may come later: so many rings it wants."""
+    """How many the kernel counts on, those included that may come later: so many rings it wants.
+
+    Raises OSError where it does not say: with fewer rings it would hold all requests back.
+    """
     with open(_POSSIBLE, encoding="ascii") as file:
         return int(re.split("[-,]", file.read().strip())[-1]) + 1
+
+
+def _are_few() -> bool:
+    try:
+        return processors() <= _FEW
+    except OSError:
+        return False
 
 
 def wanted(options: FileOptions) -> Init:
@@ -73,6 +83,6 @@ def wanted(options: FileOptions) -> Init:
         flags |= Init.WRITEBACK_CACHE
     if options.locks:
         flags |= Init.POSIX_LOCKS | Init.FLOCK_LOCKS
-    elif options.uring == "on" or (options.uring == "auto" and processors() <= _FEW):
+    elif options.uring == "on" or (options.uring == "auto" and _are_few()):
         flags |= Init.OVER_IO_URING
     return flags

@@ -79,25 +79,24 @@ class Rings:
 
     def make(self) -> bool:
         """Make them, before the kernel is told; False, with a word in the log, where it fails."""
-        for queue in range(processors()):
-            one = _Served(queue)
-            one.thread = threading.Thread(
-                target=self._run, args=(one,), name=f"ring {queue}", daemon=True
-            )
-            try:
+        try:
+            for queue in range(processors()):
+                one = _Served(queue)
+                one.thread = threading.Thread(
+                    target=self._run, args=(one,), name=f"ring {queue}", daemon=True
+                )
                 one.thread.start()
-            except RuntimeError as failure:
-                log.warning("io_uring is off: %s", failure)
-                self.stop()
-                return False
-            self._all.append(one)
-        for one in self._all:
-            one.made.wait()
-        failures = [one.failure for one in self._all if one.failure]
-        if failures:
-            log.warning("io_uring is off: %s", failures[0])
+                self._all.append(one)
+            for one in self._all:
+                one.made.wait()
+                if one.failure is not None:
+                    raise one.failure
+        except (OSError, RuntimeError) as failure:
+            # RuntimeError: too many threads.
+            log.warning("io_uring is off: %s", failure)
             self.stop()
-        return not failures
+            return False
+        return True
 
     def begin(self) -> bool:
         """The kernel has been told: until all rings are registered it holds requests back.
