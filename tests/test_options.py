@@ -71,7 +71,7 @@ GOOD = [
     ("opens=passthrough", "opens", "passthrough"),
     ("writes=back", "writes", "back"),
     ("locks", "locks", True),
-    ("uring=off", "uring", "off"),
+    ("uring=on", "uring", "on"),
 ]
 
 

@@ -80,7 +80,7 @@ class Settings:
     opens: str = "auto"
     writes: str = "through"
     locks: bool = False
-    uring: str = "auto"
+    uring: str = "off"
 
     @classmethod
     def defaults(cls, privileged: bool) -> "Settings":
@@ -343,7 +343,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "requests over io_uring, taken on the processor on which they are made (Linux 6.14, "
         "enabled for the module fuse: see doctor): where the kernel offers it and the machine has "
         "few processors, always where the kernel offers it, or never; not together with locks",
-        "auto",
+        "off",
         choices=("auto", "on", "off"),
         group=Group.MOUNT,
     ),

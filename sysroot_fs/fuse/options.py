@@ -47,4 +47,4 @@ class FileOptions:
     opens: str = "auto"
     writes: str = "through"
     locks: bool = False
-    uring: str = "auto"
+    uring: str = "off"
