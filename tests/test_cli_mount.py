@@ -77,15 +77,16 @@ def is_mounted(path: Path) -> bool:
 
 
 def servers(mountpoint: Path) -> list[int]:
-    """The processes that run `mount` for this mountpoint."""
-    found = []
+    """The processes that run `mount` for this mountpoint, but for a guardian that is being made."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if b"sysroot_fs" in words and os.fsencode(mountpoint) in words:
-                    found.append(int(entry.name))
-    return found
+                    status = (entry / "stat").read_text().rpartition(")")[2].split()
+                    found[int(entry.name)] = int(status[1])
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 class Place:

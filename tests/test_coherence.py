@@ -418,14 +418,19 @@ def test_who_waits_for_a_file_to_go_hears_of_it(seen: Seen) -> None:
 def test_what_is_watched_is_not_asked_for_again(watched: Seen) -> None:
     """Names, absences, attributes, listings and data: no request, seconds later."""
     known(watched)
-    time.sleep(REMEMBERED)
-    known(watched)
-    with requests(watched.mount) as made:
-        for name in ("file", "other", "link", "sub", "sub/below"):
-            os.lstat(watched.path / name)
-        assert _absent(watched.path / "new") and _absent(watched.path / "sub/new")
-        os.readlink(watched.path / "link")
-        _read(watched.path / "file")
+    # More than once: a name is asked for again where anything on the machine is mounted on such a
+    # one, and other tests do that.
+    for _ in range(3):
+        time.sleep(REMEMBERED)
+        known(watched)
+        with requests(watched.mount) as made:
+            for name in ("file", "other", "link", "sub", "sub/below"):
+                os.lstat(watched.path / name)
+            assert _absent(watched.path / "new") and _absent(watched.path / "sub/new")
+            os.readlink(watched.path / "link")
+            _read(watched.path / "file")
+        if made == {}:
+            break
     assert made == {}
 
 
