@@ -41,6 +41,10 @@ class VolumeError(Exception):
     """A volume could not be made; the message is one sentence with the tool's own words."""
 
 
+class VolumeBusy(VolumeError):
+    """A volume cannot be taken away: somebody uses it."""
+
+
 @attrs.frozen
 class Volume:
     """A mounted volume: `path` is its root directory, `kind` one of `KINDS`."""
@@ -151,11 +155,20 @@ def _workplace(base: Path) -> Iterator[Path]:
     work.chmod(0o755)  # guests of other users walk through it
     try:
         yield work
-    finally:
-        if mounts_below(work):
-            # Deleting now would delete inside a volume whose server is still there.
-            raise VolumeError(f"{work} is still mounted: find what uses it, then call sweep")
-        shutil.rmtree(work)
+    except VolumeBusy:
+        # The daemon hangs when an image goes away under it.
+        raise
+    except BaseException:
+        _remove(work)
+        raise
+    _remove(work)
+
+
+def _remove(work: Path) -> None:
+    if mounts_below(work):
+        # Deleting now would delete inside a volume whose server is still there.
+        raise VolumeBusy(f"{work} is still mounted: find what uses it, then call sweep")
+    shutil.rmtree(work)
 
 
 def _mountpoint(work: Path) -> Path:
@@ -321,18 +334,16 @@ def _is_zfs_daemon(pid: int) -> bool:
 def _export_pool(pool: str) -> None:
     """Give a pool back if there is one; VolumeError where the daemon keeps it or is silent.
 
-    A process of a mount namespace of its own may still have it: it is waited for.
+    A process of a mount namespace of its own may still have it: it is waited for. Never by force:
+    with a descriptor of somebody's open there the daemon would hang, and all its pools with it.
     """
     began = time.monotonic()
     while (pools := _pools()) is None or pool in pools:
         if _try("zpool", "export", pool):
             return
         passed = time.monotonic() - began
-        if passed > (_PATIENCE if pools is None else 6 * _PATIENCE):
-            _run("zpool", "export", "-f", pool)
-            return
-        if passed > _PATIENCE and _try("zpool", "export", "-f", pool):
-            return
+        if passed > (_PATIENCE if pools is None else 8 * _PATIENCE):
+            raise VolumeBusy(f"the pool {pool} cannot be exported: find what uses it, call sweep")
         time.sleep(0.05)
 
 
