@@ -59,6 +59,7 @@ __all__ = [
     "new_mount",
     "openat2",
     "overrides_permissions",
+    "process_fields",
     "read_signals",
     "renameat2",
     "same_file_lock",
@@ -568,6 +569,12 @@ def signal_at_parents_end(number: signal.Signals) -> None:
         raise failure()
 
 
+def process_fields(pid: int) -> list[bytes]:
+    """What /proc/PID/stat says behind the name, from the state on; see proc(5)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
 def name_process(name: bytes, title: bytes) -> None:
     """What ps shows of the calling process: its *name*, at most 15 bytes, and its command line.
 
@@ -576,9 +583,7 @@ def name_process(name: bytes, title: bytes) -> None:
     """
     if _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name)):
         raise failure()
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    start, end = map(int, fields[45:47])  # arg_start and arg_end, see proc(5)
+    start, end = map(int, process_fields(os.getpid())[45:47])  # arg_start and arg_end
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
         os.pwrite(memory.fileno(), title[: end - start - 1].ljust(end - start, b"\0"), start)
 

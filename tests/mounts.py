@@ -48,7 +48,7 @@ def _let_go(point: Path) -> None:
     with contextlib.suppress(OSError):
         number = submounts.device_at(os.fsencode(point))
         if number is not None and mounted_type(point) == "fuse.sysroot":
-            abort(int(number.partition(b":")[2]))
+            abort(number)
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def device(workplace: Path) -> Iterator[int]:
     limits = 7, 31, 0, 0, 16, 12, 4096, 1, 1, 0, 0, 0
     _answer(mounted.device, abi.Opcode.INIT, abi.INIT_OUT.pack(*limits))
     yield mounted.device
-    abort(int(number.partition(b":")[2]))
+    abort(number)
     linux.umount(point, lazy=True)
     mounted.close()
 

@@ -28,6 +28,7 @@ _NAME: Final = b"sysroot-guard"
 _PATIENCE_SECONDS: Final = 0.5
 """How long all threads of a killed process may take to end."""
 _CONNECTIONS: Final = b"/sys/fs/fuse/connections"
+_WRITE: Final = os.O_WRONLY | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -58,13 +59,13 @@ def _start(mount: bytes) -> int | None:
         return None
     if pid == 0:
         try:
-            _watch(server, int(mount.partition(b":")[2]))
+            _watch(server, mount)
         finally:
             os._exit(1)
     return pid
 
 
-def _watch(server: int, connection: int) -> NoReturn:
+def _watch(server: int, mount: bytes) -> NoReturn:
     """The guardian's whole life."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     linux.signal_at_parents_end(signal.SIGTERM)
@@ -82,7 +83,7 @@ def _watch(server: int, connection: int) -> NoReturn:
         os._exit(0)
     while not ended.poll(1000 * _PATIENCE_SECONDS):
         if _is_killed(server):
-            abort(connection)
+            abort(mount)
         else:
             signal.sigwait({signal.SIGTERM})
     os._exit(0)
@@ -91,24 +92,25 @@ def _watch(server: int, connection: int) -> NoReturn:
 def _is_killed(pid: int) -> bool:
     """Whether the first thread of a process has ended, and others have not."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        return linux.process_fields(pid)[0] in (b"Z", b"X")
     except FileNotFoundError:
         return True
 
 
-def abort(connection: int) -> None:
-    """Have every call in the FUSE mount with the device number 0:*connection* fail from now on.
+def abort(mount: bytes) -> None:
+    """Have every call in the FUSE mount with the device number *mount* fail from now on.
 
     Raises OSError without the right to: it is its owner's, where /sys is mounted in full, and the
     superuser's.
     """
+    name = mount.partition(b":")[2] + b"/abort"
     try:
-        directory = os.open(_CONNECTIONS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        file = os.open(b"%d/abort" % connection, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+        file = os.open(b"/".join((_CONNECTIONS, name)), _WRITE)
     except FileNotFoundError:
-        directory = linux.new_mount(b"fusectl")
-        file = os.open(b"%d/abort" % connection, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+        connections = linux.new_mount(b"fusectl")
+        try:
+            file = os.open(name, _WRITE, dir_fd=connections)
+        finally:
+            os.close(connections)
     os.write(file, b"1")
     os.close(file)
-    os.close(directory)

@@ -392,8 +392,7 @@ class Runner:
 
 def _is_ending(pid: int) -> bool:
     """Whether the child *pid* is on its way out: the kernel's PF_EXITING."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return bool(int(file.read().rpartition(b")")[2].split()[6]) & 4)
+    return bool(int(linux.process_fields(pid)[6]) & 4)
 
 
 def _bury(runner: Channel, device: int, mount: bytes) -> None:

@@ -188,10 +188,7 @@ class Tree:
             return placed
         descriptor = self.inodes.descriptor(inode)
         if inode.layer is Layer.HOST:
-            if placed is None:
-                placed = inode.placed = Place(
-                    Layer.HOST, descriptor, False, inode.path, lambda: None
-                )
+            placed = inode.placed = Place(Layer.HOST, descriptor, False, inode.path, lambda: None)
             return placed
         mapped, rule = inode.consulted(), inode.spelling()
         if placed is not None and placed.mapped is mapped and placed.spelling is rule:
