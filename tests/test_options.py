@@ -72,6 +72,7 @@ GOOD = [
     ("writes=back", "writes", "back"),
     ("locks", "locks", True),
     ("uring=on", "uring", "on"),
+    ("awake=off", "awake", "off"),
 ]
 
 

@@ -20,6 +20,7 @@ from sysroot_fs import __version__
 from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.doors import VARIABLE, chosen
 from sysroot_fs.cli.errors import FuseUnavailable, SysrootError
+from sysroot_fs.fuse import awake
 from sysroot_fs.text import absolute, reason, shown
 
 if TYPE_CHECKING:
@@ -271,6 +272,17 @@ def _uring() -> Finding:
     )
 
 
+def _awake() -> Finding:
+    problem, sleeper = awake.problem(), awake.driver()
+    if problem is not None:
+        means = problem
+    elif awake.pays():
+        means = "idle processors are kept awake while requests come close together"
+    else:
+        means = "idle processors are kept awake on demand only: -o awake=on"
+    return Finding("machine", "idle processors", sleeper, FINE, means)
+
+
 def machine_findings() -> Iterator[Finding]:
     """The kernel's, libfuse's and this user's abilities."""
 
@@ -289,6 +301,7 @@ def machine_findings() -> Iterator[Finding]:
     )
     yield _door()
     yield _uring()
+    yield _awake()
     yield _binding()
     libfuse = machine.libfuse_version()
     yield row(

@@ -23,6 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from sidecar.linux import Stat
 from sidecar.twin import Caller
 from sysroot_fs.fuse import status
+from sysroot_fs.fuse.awake import REST_SECONDS, Awake
 from sysroot_fs.fuse.epoch import Epoch, device_of_this_process
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.notices import Notices
@@ -50,6 +51,8 @@ def _answering(
         door = args[0]
         assert isinstance(door, Door)
         door.counts[kind] += 1
+        if door.awake.asked():
+            trio.lowlevel.spawn_system_task(door.rest)
         try:
             return await handler(*args, **kwargs)
         except FUSEError:
@@ -91,7 +94,11 @@ class Door(pyfuse3.Operations):
     enable_acl = True
 
     def __init__(
-        self, tree: Tree, ready: Callable[[], None], mountpoint: bytes | None = None
+        self,
+        tree: Tree,
+        ready: Callable[[], None],
+        mountpoint: bytes | None = None,
+        awake: str = "off",
     ) -> None:
         super().__init__()
         self._mountpoint = mountpoint
@@ -99,6 +106,8 @@ class Door(pyfuse3.Operations):
         self._owners = Owners.here()
         self.tree = tree
         self.negotiated = False
+        self.awake = Awake.chosen(awake)
+        tree.reports["awake"] = self.awake.report
         self.counts: Counter[str] = Counter()
         """Requests of each kind so far."""
         self._ready = ready
@@ -394,7 +403,14 @@ class Door(pyfuse3.Operations):
             if self.notices is not None and self.notices.waiting:
                 self.notices.tell()
 
+    async def rest(self) -> None:
+        """Let the processors sleep again when requests have become few."""
+        while self.awake.held:
+            await trio.sleep(REST_SECONDS)
+            self.awake.look()
+
     def close(self) -> None:
         """Tell the kernel nothing any more."""
+        self.awake.close()
         if self.notices is not None:
             self.notices.close()

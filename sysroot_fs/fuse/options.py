@@ -42,9 +42,13 @@ class MountOptions:
 
 @frozen(kw_only=True)
 class FileOptions:
-    """How open files are served, by a door that has the choice; see `sysroot_fs.cli.options`."""
+    """How requests and open files are served; see `sysroot_fs.cli.options`.
+
+    The binding's door has the choice of `awake` only.
+    """
 
     opens: str = "auto"
     writes: str = "through"
     locks: bool = False
     uring: str = "off"
+    awake: str = "auto"

@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Mount *tree* at *mountpoint*, call *ready* once it is up, serve until it is unmounted.
 
-    This door has no choice in how files are served: *file_options* change nothing.
+    Of *file_options* this door has the choice of `awake` only.
 
     Without *options* the mountpoint is `/dev/fd/N`, which stands for a mount that is there already
     and is served through the descriptor N. For the signals see `sysroot_fs.fuse.signals`. Raises
@@ -69,7 +69,7 @@ def serve(
         words.add("debug")
     real = None if options is None else os.path.realpath(mountpoint)
     with held_back() as signal_fd:
-        door = Door(tree, ready, real)
+        door = Door(tree, ready, real, file_options.awake)
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
             pyfuse3.init(door, os.fsdecode(mountpoint), words)
         with guarded(None if real is None else submounts.device_at(real)):

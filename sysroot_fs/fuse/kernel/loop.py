@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field
 
 from sidecar.twin import Caller
+from sysroot_fs.fuse.awake import REST_SECONDS, Awake
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
@@ -85,6 +86,7 @@ class Loop:
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _notices: Notices = field(init=False)
     _rings: Rings = field(init=False)
+    _awake: Awake = field(init=False)
     _handled: Handled = field(init=False)
     _patience: float | None = field(default=None, init=False)
     """For how many seconds `run` waits."""
@@ -96,6 +98,8 @@ class Loop:
 
     def __attrs_post_init__(self) -> None:
         self._notices = Notices(self.door.device)
+        self._awake = Awake.chosen(self.door.options.awake)
+        self.door.tree.reports["awake"] = self._awake.report
         self._handled = self._handling()
         self._rings = Rings(self.door.device, self._notices, self._handling_in_rings(), self.stop)
         self.beside[self._wake] = partial(os.eventfd_read, self._wake)
@@ -120,6 +124,7 @@ class Loop:
         # Before the rings, which answer those for whom the kernel keeps the notices waiting.
         self._notices.close()
         self._rings.stop()
+        self._awake.close()
         os.close(self._wake)
 
     def run(self) -> None:
@@ -148,18 +153,21 @@ class Loop:
         # Looked up once: each dot costs as much as a comparison.
         readv, handled, notices = os.readv, self._handled, self._notices
         buffers = [buffer]
-        door, served = self.door, self.door.served
+        door, served, awake = self.door, self.door.served, self._awake
         while True:
             patience = served.patience()
             if self._signalled or (door.locks is not None and door.locks.waiting):
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
+            if awake.held:
+                patience = REST_SECONDS
             if patience is None:
                 events = wait()
             else:
                 events = wait(math.ceil(1000 * patience))
                 served.settle()
             if not events:
+                awake.look()
                 continue
             if events[0][0] != device or len(events) > 1:
                 self._look_beside(events)
@@ -181,6 +189,7 @@ class Loop:
                 request.caller = Caller(uid, gid, pid)
             request.opcode, request.unique, request.node = opcode, unique, node
             request.body = view[body:length]
+            awake.asked()
             answer = handled(request)
             if answer is not None:
                 code, reply = answer
@@ -194,7 +203,7 @@ class Loop:
         What is read then is what they bring about, so it is left to collect for a moment: for each
         a thread that serves would wait for this one.
         """
-        door, served, rings = self.door, self.door.served, self._rings
+        door, served, rings, awake = self.door, self.door.served, self._rings, self._awake
         buffer = bytearray(_BUFFER)
         request = Request(0, 0, 0, Caller(0, 0, 0), memoryview(buffer))
         while not until():
@@ -204,8 +213,12 @@ class Loop:
             if self._signalled:
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
+            if awake.held:
+                self._patience = patience = REST_SECONDS
             events = self._poll.poll(None if patience is None else math.ceil(1000 * patience))
             with rings.turn:
+                if not events:
+                    awake.look()
                 served.settle()
                 self._look_beside(events)
                 if self._stopped:
@@ -278,11 +291,12 @@ class Loop:
 
     def _handling_in_rings(self) -> Handled:
         """The same in another thread than that of `run`, which may have to settle sooner then."""
-        handled, patience_of = self._handled, self.door.served.patience
+        handled, patience_of, awake = self._handled, self.door.served.patience, self._awake
 
         def handled_in_ring(request: Request) -> Answer | None:
+            awake.asked()
             answer = handled(request)
-            patience = patience_of()
+            patience = REST_SECONDS if awake.held else patience_of()
             if patience is not None and (self._patience is None or patience < self._patience):
                 self._patience = patience
                 os.eventfd_write(self._wake, 1)
