@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from sidecar.volume import Traits
 
 
 @final
 class Descriptor:
-    """Owns the descriptor *fd*: it is closed with the last reference to this object."""
+    """Owns the descriptor *fd*: it is closed with the last reference to this object.
 
-    __slots__ = ("__weakref__", "fd")
+    *traits* are those of a directory's volume, where somebody has asked (`walk.Walk.traits_of`).
+    """
+
+    __slots__ = ("__weakref__", "fd", "traits")
 
     def __init__(self, fd: int) -> None:
         self.fd: Final = fd
+        self.traits: Traits | None = None
 
     def __del__(self) -> None:
         try:

@@ -57,6 +57,9 @@ class Event:
 class Watcher(Protocol):
     """Watches directories. Not safe for threads."""
 
+    wants_own: bool
+    """Whether `read` tells of what this process has done, too, where it is known."""
+
     def fileno(self) -> int:
         """The descriptor, readable while there are events."""
 
@@ -142,6 +145,7 @@ def _handle_of(fd: int) -> _Handle:
 class Fanotify:
     """Raises OSError where this process may not, or the kernel has no such reports."""
 
+    wants_own: bool = True
     _fd: int = field(init=False)
     _pid: int = field(factory=os.getpid, init=False)
 
@@ -182,7 +186,8 @@ class Fanotify:
         at = 0
         while at < len(data):
             length, _, _, head, mask, _, pid = _METADATA.unpack_from(data, at)
-            found.append(self._event(data[at + head : at + length], mask, pid))
+            if self.wants_own or pid != self._pid or mask & OVERFLOW:
+                found.append(self._event(data[at + head : at + length], mask, pid))
             at += length
         return found
 
@@ -217,6 +222,7 @@ _rm_watch: Final = _libc.inotify_rm_watch
 class Inotify:
     """Knows not who has done something: nothing is `own`."""
 
+    wants_own: bool = True
     _fd: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -342,10 +342,12 @@ _UTIME_OMIT: Final = (1 << 30) - 2
 _TIMESPECS: Final = struct.Struct("@llll")
 _utimensat: Final = _libc.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+_futimens: Final = _libc.futimens
+_futimens.argtypes = (ctypes.c_int, ctypes.c_char_p)
 
 
 def utimens(
-    path: bytes,
+    path: int | bytes,
     atime_ns: int | None,
     mtime_ns: int | None,
     dirfd: int = AT_FDCWD,
@@ -353,18 +355,24 @@ def utimens(
 ) -> None:
     """Set access and modification time, each in nanoseconds since the epoch (negative before).
 
-    None leaves that time alone, which `os.utime` cannot do. With ``path=b""`` it is
-    `dirfd` itself that is changed; that may be an O_PATH descriptor (Linux 5.8).
+    None leaves that time alone, which `os.utime` cannot do. *path* may be an open file's
+    descriptor. With ``path=b""`` it is `dirfd` itself that is changed; that may be an O_PATH
+    descriptor (Linux 5.8).
     """
-    _check_path(path)
     # divmod rounds down, so that -1 ns is the last nanosecond of the second before the epoch
     # and the nanosecond part is never negative (EINVAL).
     asec, ansec = (0, _UTIME_OMIT) if atime_ns is None else divmod(atime_ns, 1_000_000_000)
     msec, mnsec = (0, _UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, 1_000_000_000)
+    times = _TIMESPECS.pack(asec, ansec, msec, mnsec)
+    if isinstance(path, int):
+        if _futimens(path, times):
+            raise failure()
+        return
+    _check_path(path)
     flags = 0 if follow else AT_SYMLINK_NOFOLLOW
     if not path:
         flags |= AT_EMPTY_PATH
-    if _utimensat(dirfd, path, _TIMESPECS.pack(asec, ansec, msec, mnsec), flags):
+    if _utimensat(dirfd, path, times, flags):
         raise failure(path)
 
 

@@ -101,15 +101,16 @@ class Place:
     spelling: Spelling = EXACT
     others: tuple[Place, ...] = ()
     guards: Callable[[], tuple[Guard, ...]] = tuple
-    _indexed: bool | None = field(default=None, init=False)
+    indexed: bool | None = field(default=None, init=False)
+    """What `has_index` has found out."""
 
     def has_index(self, policy: Policy) -> bool:
         """Whether stored names are other than guest names here, or found by more than one."""
-        if self._indexed is None:
-            self._indexed = self.traits is not None and (
+        if self.indexed is None:
+            self.indexed = self.traits is not None and (
                 self.spelling.key is not None or needs_index(self.traits, policy)
             )
-        return self._indexed
+        return self.indexed
 
     @property
     def parts(self) -> tuple[Place, ...]:
@@ -207,7 +208,6 @@ class Walk:
     _open: WeakKeyDictionary[Descriptor, DirectoryIndex] = field(
         factory=WeakKeyDictionary, init=False
     )
-    _measured: WeakKeyDictionary[Descriptor, Traits] = field(factory=WeakKeyDictionary, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.indexes = Indexes(self.policy)
@@ -235,17 +235,17 @@ class Walk:
 
     def traits_of(self, descriptor: Descriptor) -> Traits:
         """As `traits`, for a directory met on the way: EIO where its volume cannot be measured."""
-        known = self._measured.get(descriptor)
+        known = descriptor.traits
         if known is None:
             try:
-                known = self._measured[descriptor] = self.traits(descriptor.fd)
+                known = descriptor.traits = self.traits(descriptor.fd)
             except volume.ProbeError as failure:
                 raise OSError(errno.EIO, str(failure)) from None
         return known
 
     def index(self, place: Place) -> DirectoryIndex | None:
         """The index of a sysroot directory, None where stored names are guest names."""
-        if not place.has_index(self.policy):
+        if place.indexed is False or not place.has_index(self.policy):
             return None
         assert place.descriptor is not None and place.traits is not None
         # Kept with the descriptor: a miss in a directory that folds must not cost a system call.
@@ -296,11 +296,13 @@ class Walk:
         if len(name) > NAME_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         found = self._step(place, name, caller)
-        if self.mountpoints and isinstance(found, Absent):
+        if isinstance(found, Found):
+            return found
+        if self.mountpoints:
             is_directory = self.mountpoints.get(_join(place.path(), name))
             if is_directory is not None:
                 return DOOR if is_directory else _FILE
-        if name == CIOPFS and place.spelling.key is not None and isinstance(found, Absent):
+        if name == CIOPFS and place.spelling.key is not None:
             return _FILE
         return found
 

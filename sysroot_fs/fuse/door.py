@@ -30,6 +30,7 @@ from sysroot_fs.fuse.notices import Notices
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
+from sysroot_fs.tree.coherence import COLLECT_SECONDS
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
 from sysroot_fs.tree.listing import Listing
@@ -402,6 +403,7 @@ class Door(pyfuse3.Operations):
             self.tree.coherence.read()
             if self.notices is not None and self.notices.waiting:
                 self.notices.tell()
+            await trio.sleep(COLLECT_SECONDS)
 
     async def rest(self) -> None:
         """Let the processors sleep again when requests have become few."""

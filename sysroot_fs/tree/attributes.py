@@ -33,6 +33,7 @@ _JOURNAL_DATA: Final = 0x4000
 _X_IMMUTABLE: Final = 0x8
 _X_APPEND: Final = 0x10
 FS_CASEFOLD_FL: Final = 0x40000000
+_SET_ID: Final = stat_module.S_ISUID | stat_module.S_ISGID
 _TO_TRUNCATE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -85,32 +86,51 @@ def setattr_(
     """
     inode = tree.inodes[number]
     tree.check_writable(inode.layer)
-    held = inode.reach() if inode.pinned else tree.inodes.descriptor(inode)
-    path = fd_path(held.fd)
+    if fd is None:
+        at, where = _reach(tree, inode)
+    else:
+        at = where = fd
     if changes.size is not None:
         if inode.kind != stat_module.S_IFREG:
             raise error(errno.EINVAL)
         # Never truncate(2): it would wait, and the mount with it, for whoever holds a lease.
-        size_fd = os.open(path, _TO_TRUNCATE) if fd is None else fd
+        size_fd = os.open(fd_path(at), _TO_TRUNCATE) if fd is None else fd
         try:
             os.ftruncate(size_fd, changes.size)
         finally:
             if fd is None:
                 os.close(size_fd)
-    if drop_privileges and inode.kind == stat_module.S_IFREG:
-        # A change of owner that is none: capabilities go with it.
-        os.chown(path, -1, -1)
-        _drop_set_id(path)
+    drop_privileges = drop_privileges and inode.kind == stat_module.S_IFREG
     if changes.uid is not None or changes.gid is not None:
         uid = -1 if changes.uid is None else changes.uid
         gid = -1 if changes.gid is None else changes.gid
-        os.chown(path, uid, gid)
+        os.chown(where, uid, gid)
+    elif drop_privileges:
+        # A change of owner that is none: capabilities go with it.
+        os.chown(where, -1, -1)
     # After the owner: changing that takes setuid and setgid away.
     if changes.mode is not None:
-        os.chmod(path, stat_module.S_IMODE(changes.mode))
+        os.chmod(where, stat_module.S_IMODE(changes.mode))
     if changes.atime_ns is not None or changes.mtime_ns is not None:
-        linux.utimens(path, changes.atime_ns, changes.mtime_ns)
-    return linux.statx(held.fd, b"", linux.AT_EMPTY_PATH)
+        linux.utimens(where, changes.atime_ns, changes.mtime_ns)
+    stat = linux.statx(at, b"", linux.AT_EMPTY_PATH)
+    if drop_privileges and changes.mode is None and stat.mode & _SET_ID:
+        _drop_set_id(where)
+        stat = linux.statx(at, b"", linux.AT_EMPTY_PATH)
+    return stat
+
+
+def _reach(tree: Tree, inode: Inode) -> tuple[int, int | bytes]:
+    """A descriptor of *inode* to look at, and what calls take that want to change it.
+
+    That is the descriptor of an open file where it is open anyway. An O_PATH descriptor takes no
+    changes, but its path does.
+    """
+    if inode.opened:
+        fd = inode.opened[-1].fd
+        return fd, fd
+    held = inode.reach() if inode.pinned else tree.inodes.descriptor(inode)
+    return held.fd, fd_path(held.fd)
 
 
 def drop_set_id(fd: int) -> None:
@@ -132,10 +152,10 @@ def _drop_set_id(where: int | bytes) -> None:
 
 def drop_setgid(tree: Tree, number: int) -> None:
     """Take set-gid away from an inode whose new ACL was set by somebody outside of its group."""
-    path = fd_path(tree.inodes.descriptor(tree.inodes[number]).fd)
-    mode = os.stat(path).st_mode
+    at, where = _reach(tree, tree.inodes[number])
+    mode = os.fstat(at).st_mode
     if mode & stat_module.S_ISGID:
-        os.chmod(path, stat_module.S_IMODE(mode) & ~stat_module.S_ISGID)
+        os.chmod(where, stat_module.S_IMODE(mode) & ~stat_module.S_ISGID)
 
 
 def readlink(tree: Tree, number: int) -> bytes:
@@ -239,11 +259,12 @@ def set_flags(tree: Tree, number: int, flags: int, caller: Caller) -> None:
     tree.coherence.touched(tree.inodes[number])
 
 
-def _xattr_path(tree: Tree, number: int) -> tuple[Inode, bytes]:
+def _with_xattrs(tree: Tree, number: int) -> tuple[Inode, int | bytes]:
     inode = tree.inodes[number]
     if inode.layer is Layer.VIRTUAL:
         raise error(errno.EOPNOTSUPP)
-    return inode, fd_path(tree.inodes.descriptor(inode).fd)
+    _, where = _reach(tree, inode)
+    return inode, where
 
 
 def getxattr(tree: Tree, number: int, name: bytes) -> bytes:
@@ -252,8 +273,8 @@ def getxattr(tree: Tree, number: int, name: bytes) -> bytes:
     The kernel asks for the ACL before it judges by the mode, and any other errno is its judgement.
     """
     try:
-        _, path = _xattr_path(tree, number)
-        return os.getxattr(path, name)
+        _, where = _with_xattrs(tree, number)
+        return os.getxattr(where, name)
     except OSError as failure:
         if failure.errno == errno.EOPNOTSUPP and name in _ACLS:
             raise error(errno.ENODATA) from None
@@ -266,8 +287,8 @@ def getxattr(tree: Tree, number: int, name: bytes) -> bytes:
 def listxattr(tree: Tree, number: int, caller: Caller) -> list[bytes]:
     """The names of the extended attributes; `trusted.` ones for root only, as in Linux."""
     try:
-        _, path = _xattr_path(tree, number)
-        names = [os.fsencode(name) for name in os.listxattr(path)]
+        _, where = _with_xattrs(tree, number)
+        names = [os.fsencode(name) for name in os.listxattr(where)]
     except OSError as failure:
         if failure.errno == errno.EOPNOTSUPP:
             return []
@@ -277,13 +298,13 @@ def listxattr(tree: Tree, number: int, caller: Caller) -> list[bytes]:
 
 def setxattr(tree: Tree, number: int, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set one extended attribute; *flags* are XATTR_CREATE and XATTR_REPLACE."""
-    inode, path = _xattr_path(tree, number)
+    inode, where = _with_xattrs(tree, number)
     tree.check_writable(inode.layer)
-    os.setxattr(path, name, value, flags)
+    os.setxattr(where, name, value, flags)
 
 
 def removexattr(tree: Tree, number: int, name: bytes) -> None:
     """Remove one extended attribute."""
-    inode, path = _xattr_path(tree, number)
+    inode, where = _with_xattrs(tree, number)
     tree.check_writable(inode.layer)
-    os.removexattr(path, name)
+    os.removexattr(where, name)

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 LONG: Final = 86400.0
 """Seconds: as good as for ever; the kernel forgets by itself what it needs the memory for."""
 SHORT: Final = 1.0
+COLLECT_SECONDS: Final = 0.02
+"""How long a door may let changes collect before it has them read: most of them are what the mount
+itself has done, and many at once cost little more than one."""
 _WATCHED: Final = frozenset({"watched", "shared"})
 ABSENCES: Final = 100_000
 """So many absent names are remembered for long; past that all of them are taken back."""
@@ -158,6 +161,7 @@ class Coherence:
         self._poll = select.epoll()
         self._poll.register(watcher.fileno(), select.EPOLLIN)
         self._poll.register(self._mounts.fileno(), select.EPOLLIN)
+        watcher.wants_own = False
         self.inodes.dropped.append(self._dropped)
         return self._poll.fileno()
 
@@ -306,7 +310,10 @@ class Coherence:
         except OSError as failure:
             self._not_watched(failure)
             return False
-        self._roles.setdefault(key, []).append(_Role(inode, twin))
+        roles = self._roles.setdefault(key, [])
+        roles.append(_Role(inode, twin))
+        # The kernel has asked for it, but of a directory that is shown twice it knows only one.
+        self._watcher.wants_own = self._watcher.wants_own or len(roles) > 1
         self._directories.setdefault(inode, []).append((key, twin))
         return True
 
@@ -400,7 +407,6 @@ class Coherence:
             return
         roles = self._roles.get(event.key, ())
         if event.own and len(roles) == 1:
-            # The kernel has asked for it. Of a directory that is shown twice it knows but one.
             return
         for role in list(roles):
             self._changed(role.inode, role.twin, event.name, event.mask)

@@ -325,44 +325,38 @@ class Tree:
 
     # --- entries -----------------------------------------------------------------------------
 
-    def adopt_new(self, parent: Inode, name: bytes, found: Found) -> Entry:
-        """The inode for what was just made, with one lookup more.
-
-        Whatever is known under its number was removed behind the mount: a volume that is served by
-        FUSE gives the numbers of removed files out again although a descriptor is left of them.
-        """
-        gone = self.known(parent, found)
-        if gone is not None:
-            self.inodes.vanish(gone)
-        return self.adopt(parent, name, found)
-
-    def adopt(self, parent: Inode, name: bytes, found: Found) -> Entry:
-        """The inode for what a step found, with one lookup more."""
+    def adopt(self, parent: Inode, name: bytes, found: Found, new: bool = False) -> Entry:
+        """The inode for what a step found, or has just been made, with one lookup more."""
         if found.stat is None:
             return self._virtual(parent, name, found)
         stat = found.stat
         folded = found.verdict is Verdict.FOLDED
-        inode = self._adopt(parent, name, found)
+        inode = self._adopt(parent, name, found, new)
         if found.also or inode.also:
             before, inode.placed = inode.also, None
             inode.also = tuple(self._adopt(parent, one.guest, one) for one in found.also)
             for other in before:
                 self.inodes.forget(other.id, 1)
-        private = found.private or self._may_be_claimed(parent, found)
         # Of another spelling the kernel must ask each time: it would keep it after a rename or a
         # removal under the entry's own, and take a rename to another case for no change at all.
-        private = private or folded or self.depends_on_spelling(parent, found)
+        private = found.private or folded
         private = private or (parent.spelling().key is not None and not self.forgets_at_once)
+        if found.layer is Layer.HOST:
+            private = (
+                private
+                or self._may_be_claimed(parent, found)
+                or self.depends_on_spelling(parent, found)
+            )
         return Entry(inode, stat, 0.0 if private else self.coherence.entry(parent, name, inode))
 
-    def _adopt(self, parent: Inode, name: bytes, found: Found) -> Inode:
+    def _adopt(self, parent: Inode, name: bytes, found: Found, new: bool = False) -> Inode:
         assert found.stat is not None
         stat = found.stat
         folded = found.verdict is Verdict.FOLDED
         own = found.guest if folded else name
         inode = self.inodes.adopt(
             found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
-            self._is_stable(found, stat), folded,
+            self._is_stable(found, stat), folded, new,
         )  # fmt: skip
         inode.nlink = stat.nlink
         return inode

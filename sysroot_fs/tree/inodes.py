@@ -269,15 +269,21 @@ class Inodes:
         ino: int,
         stable: bool,
         folded: bool = False,
+        new: bool = False,
     ) -> Inode:
         """The inode for an entry that was just seen, one lookup more on its count.
 
-        *name* is its own spelling; *folded* says that it was seen in another.
+        *name* is its own spelling; *folded* says that it was seen in another. Of a *new* one, what
+        is known under its number is gone: a volume that is served by FUSE gives the numbers of
+        removed files out again although a descriptor is left of them.
         """
         kind = stat_module.S_IFMT(mode)
         key = self.key(layer, parent, stored, kind, dev, ino, stable)
         inode = self.find(key)
-        if inode is not None and inode.kind != kind:
+        if inode is not None and new:
+            self.vanish(inode)
+            inode = None
+        elif inode is not None and inode.kind != kind:
             # The number was used again for another object behind our back.
             self._leave(inode)
             inode = None

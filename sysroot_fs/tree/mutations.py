@@ -96,7 +96,7 @@ def _make_held(
         stored, made = index.store(place.fd, name, act)
     tree.appeared(parent, name)
     try:
-        return _found(place, name, stored), made
+        return _found(place, name, stored, made), made
     except OSError as failure:
         # Where it is gone already the name may be somebody else's by now.
         if failure.errno != errno.ESTALE:
@@ -107,13 +107,16 @@ def _make_held(
         raise
 
 
-def _found(place: Place, name: bytes, stored: bytes) -> Found:
-    """What a step would say of the entry that was just made."""
-    try:
-        stat, _ = attributes(place.fd, stored)
-    except FileNotFoundError:
-        # Another writer has removed it already: the kernel walks again.
-        raise error(errno.ESTALE) from None
+def _found(place: Place, name: bytes, stored: bytes, made: object) -> Found:
+    """What a step would say of the entry that was just made, and opened as *made* if it was."""
+    if isinstance(made, Descriptor):
+        stat = linux.statx(made.fd, b"", linux.AT_EMPTY_PATH)
+    else:
+        try:
+            stat, _ = attributes(place.fd, stored)
+        except FileNotFoundError:
+            # Another writer has removed it already: the kernel walks again.
+            raise error(errno.ESTALE) from None
     if place.layer is Layer.HOST:
         return Found(Layer.HOST, Verdict.HOST, stored, stat, place.descriptor, place.mapped)
     mapped = place.mapped or stored != name
@@ -139,7 +142,7 @@ def create(
             raise
         # It came meanwhile. The kernel walks again and asks whether the caller may open it.
         raise error(errno.ESTALE) from None
-    entry = tree.adopt_new(parent, name, found)
+    entry = tree.adopt(parent, name, found, new=True)
     descriptor = tree.inodes.lowered(descriptor)
     entry.inode.opened += (descriptor,)
     return Handle(entry.inode, descriptor, files.is_writable(flags)), entry
@@ -175,7 +178,7 @@ def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) ->
         tree, parent, name, caller,
         lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd), os.rmdir,
     )  # fmt: skip
-    return tree.adopt_new(parent, name, found)
+    return tree.adopt(parent, name, found, new=True)
 
 
 def mknod(tree: Tree, parent_id: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -185,7 +188,7 @@ def mknod(tree: Tree, parent_id: int, name: bytes, mode: int, rdev: int, caller:
         tree, parent, name, caller,
         lambda dirfd, stored: os.mknod(stored, mode, rdev, dir_fd=dirfd),
     )  # fmt: skip
-    return tree.adopt_new(parent, name, found)
+    return tree.adopt(parent, name, found, new=True)
 
 
 def symlink(tree: Tree, parent_id: int, name: bytes, target: bytes, caller: Caller) -> Entry:
@@ -195,7 +198,7 @@ def symlink(tree: Tree, parent_id: int, name: bytes, target: bytes, caller: Call
         tree, parent, name, caller,
         lambda dirfd, stored: os.symlink(target, stored, dir_fd=dirfd),
     )  # fmt: skip
-    return tree.adopt_new(parent, name, found)
+    return tree.adopt(parent, name, found, new=True)
 
 
 def link(tree: Tree, number: int, parent_id: int, name: bytes, caller: Caller) -> Entry:
@@ -387,13 +390,16 @@ def _held(tree: Tree, *parents: Inode) -> AbstractContextManager[None]:
     seen, or the call would hit the file that took the slot. Directories' times are too coarse
     to show it, so they are read again unless this server is the only one.
     """
-    places = [tree.place(parent) for parent in dict.fromkeys(parents)]
     policy = tree.walk.policy
-    if not any(place.others or place.has_index(policy) for place in places):
+    for parent in parents:
+        place = tree.place(parent)
+        if place.others or place.has_index(policy):
+            break
+    else:
         # So it is on most volumes, for each change of a name.
         return tree.answered
     wanted = {}
-    for place in (part for one in places for part in one.parts):
+    for place in (part for one in parents for part in tree.place(one).parts):
         index = tree.walk.index(place) if place.layer is Layer.SYSROOT else None
         if index is not None:
             seen = os.fstat(place.fd)

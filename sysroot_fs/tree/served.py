@@ -18,6 +18,7 @@ from typing import Final
 from attrs import define, field
 
 from sidecar import linux, look
+from sidecar.linux import Stat
 from sidecar.twin import Caller
 from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Tree
@@ -74,6 +75,21 @@ class Served:
         """A handle to write to the inode *number*. Raises as `files.open_file`."""
         return self._handle(self._writers, number, os.O_WRONLY)
 
+    def made(self, handle: Handle, stat: Stat) -> None:
+        """The new file *handle* was opened, and nobody says when it is closed."""
+        before = self._writers.pop(handle.inode, None)
+        if before is not None:
+            files.release(before.handle)
+        if not handle.writable:
+            files.release(handle)
+            return
+        self._keep(self._writers, handle, stat)
+
+    def _keep(self, cache: _Cache, handle: Handle, stat: Stat) -> None:
+        cache[handle.inode] = _Kept(handle, time.monotonic(), look.is_remote(stat))
+        if len(cache) > self._limit:
+            self._let_go(self._limit)
+
     def _handle(self, cache: _Cache, number: int, flags: int) -> Handle:
         inode = self.tree.inodes[number]
         kept = cache.get(inode)
@@ -93,8 +109,7 @@ class Served:
             # Whoever holds all the others must not keep a file that is open from being read.
             return files.open_file(self.tree, number, flags, stays=False)
         stat = linux.statx(handle.descriptor.fd, b"", linux.AT_EMPTY_PATH)
-        cache[inode] = _Kept(handle, time.monotonic(), look.is_remote(stat))
-        self._let_go(self._limit)
+        self._keep(cache, handle, stat)
         return handle
 
     def listing(self, number: int, start: int, caller: Caller) -> Listing:

@@ -130,8 +130,11 @@ class Init(IntFlag):
     OVER_IO_URING = 1 << 41
 
 
-class Open(IntFlag):
-    """FOPEN_: what the kernel may do with an open file or directory."""
+class Open(IntEnum):
+    """FOPEN_: what the kernel may do with an open file or directory.
+
+    No IntFlag, nor is `Attr`: each `&` and `|` of one is a call in Python, for each request.
+    """
 
     DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
@@ -140,7 +143,7 @@ class Open(IntFlag):
     PASSTHROUGH = 1 << 7
 
 
-class Attr(IntFlag):
+class Attr(IntEnum):
     """FATTR_: which fields of `SETATTR_IN` are meant."""
 
     MODE = 1 << 0

@@ -7,13 +7,12 @@ errno as well and never a crash.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import stat as stat_module
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
@@ -94,6 +93,21 @@ class Request:
 Handler = Callable[[Request], Reply]
 
 
+class Masked:
+    """The process's umask for a moment; at all other times it is zero."""
+
+    __slots__ = ("_umask",)
+
+    def __init__(self, umask: int) -> None:
+        self._umask = umask
+
+    def __enter__(self) -> None:
+        os.umask(self._umask)
+
+    def __exit__(self, *_: object) -> None:
+        os.umask(0)
+
+
 def _signed(value: int) -> int:
     """Seconds travel as if they had no sign."""
     return value - (value & _SIGN) * 2
@@ -143,6 +157,12 @@ class Door:
     """Makes ready for requests over io_uring; False where that cannot be had."""
     _timeouts: dict[float, tuple[int, int]] = field(factory=dict, init=False)
     _flags: Init = field(default=Init(0), init=False)
+    _masks: bool = field(default=False, init=False)
+    """Whether modes come as the caller has given them, and its umask with them."""
+    _back: bool = field(default=False, init=False)
+    """Whether the kernel keeps what is written."""
+    _misses: dict[float, bytes] = field(factory=dict, init=False)
+    """Replies for absences, by how long they may be remembered."""
 
     def __attrs_post_init__(self) -> None:
         self._late_errors = self.tree.late_errors
@@ -205,7 +225,7 @@ class Door:
         number = self._next
         self._next += 1
         self._handles[number] = handle
-        flags = Open(0) if self._late_errors or self.locks is not None else Open.NOFLUSH
+        flags = 0 if self._late_errors or self.locks is not None else int(Open.NOFLUSH)
         backing = None
         if self._passthrough is not None and guest_flags & os.O_DIRECT:
             # Lent, it would be so for good: the kernel does not hear when fcntl takes it away, as
@@ -246,6 +266,8 @@ class Door:
         if self._flags & Init.WRITEBACK_CACHE and not linux.overrides_permissions():
             self._flags &= ~Init.WRITEBACK_CACHE
             log.warning("writes=back is off: this process may not read all that can be written")
+        self._masks = bool(self._flags & Init.DONT_MASK)
+        self._back = bool(self._flags & Init.WRITEBACK_CACHE)
         self._choose_rings()
         self._choose_opens(bool(offered & Init.NO_OPEN_SUPPORT))
         self._watch()
@@ -319,29 +341,25 @@ class Door:
         if isinstance(found, Miss):
             if found.timeout == 0:
                 raise _error(errno.ENOENT)
-            valid, valid_ns = self._timeout(found.timeout)
-            return _pack_entry(0, 0, valid, 0, valid_ns, *[0] * 17)
+            reply = self._misses.get(found.timeout)
+            if reply is None:
+                valid, valid_ns = self._timeout(found.timeout)
+                reply = _pack_entry(0, 0, valid, 0, valid_ns, *[0] * 17)
+                self._misses[found.timeout] = reply
+            return reply
         return self._entry(found)
 
     def readlink(self, request: Request) -> bytes:
         """The bytes of a symlink."""
         return attributes.readlink(self.tree, request.node)
 
-    @contextlib.contextmanager
-    def _masked(self, umask: int) -> Iterator[None]:
+    def _masked(self, umask: int) -> Masked:
         """Make files with the caller's umask; the server's own files have none.
 
         With DONT_MASK the kernel leaves the mode alone: the volume below knows whether a default
         ACL stands in for the umask. Without it the kernel has applied it already.
         """
-        if not self._flags & Init.DONT_MASK:
-            yield
-            return
-        os.umask(umask & 0o777)
-        try:
-            yield
-        finally:
-            os.umask(0)
+        return Masked(umask & 0o777 if self._masks else 0)
 
     def mknod(self, request: Request) -> bytes:
         """Make a fifo, a socket, a device or an empty regular file."""
@@ -503,7 +521,7 @@ class Door:
 
         A kernel that keeps what is written reads the rest of a page through the same open file.
         """
-        if self._flags & Init.WRITEBACK_CACHE and files.is_writable(flags):
+        if self._back and files.is_writable(flags):
             return flags & ~os.O_ACCMODE | os.O_RDWR
         return flags
 
@@ -526,14 +544,14 @@ class Door:
             handle, entry = mutations.create(
                 self.tree, request.node, name, mode, self._readable(flags), request.caller
             )
-        return self._entry(entry) + self._made(handle, flags)
+        return self._entry(entry) + self._made(handle, entry.stat, flags)
 
-    def _made(self, handle: Handle, flags: int) -> bytes:
+    def _made(self, handle: Handle, stat: Stat, flags: int) -> bytes:
         """The reply for a file that was made and opened in one."""
         if not self.skips_opens:
             return self._keep(handle, flags)
-        # The kernel will not say when it is closed.
-        files.release(handle)
+        # The kernel will not say when it is closed, and will write at once if it does at all.
+        self.served.made(handle, stat)
         return _pack_open(0, Open.KEEP_CACHE | Open.NOFLUSH, 0)
 
     def tmpfile(self, request: Request) -> bytes:
@@ -543,7 +561,7 @@ class Door:
             handle, entry = mutations.create_unnamed(
                 self.tree, request.node, mode, self._readable(flags), request.caller
             )
-        return self._entry(entry) + self._made(handle, flags)
+        return self._entry(entry) + self._made(handle, entry.stat, flags)
 
     def read(self, request: Request) -> bytes:
         """Read from an open file."""
@@ -690,7 +708,7 @@ class Door:
         self._next += 1
         opened = listing.open_listing(self.tree, request.node, request.caller)
         self._listings[number] = opened
-        flags = Open.CACHE_DIR if opened.lasting else Open(0)
+        flags = int(Open.CACHE_DIR) if opened.lasting else 0
         if opened.same:
             # Otherwise the kernel drops what it remembers: times can be set back.
             flags |= Open.KEEP_CACHE

@@ -34,6 +34,7 @@ from sysroot_fs.fuse.kernel.door import Door, Reply, Request
 from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
 from sysroot_fs.fuse.kernel.rings import Answer, Handled, Rings
 from sysroot_fs.fuse.notices import Notices
+from sysroot_fs.tree.coherence import COLLECT_SECONDS
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,10 @@ class Loop:
     _rings: Rings = field(init=False)
     _awake: Awake = field(init=False)
     _handled: Handled = field(init=False)
+    _watched: int = field(default=-1, init=False)
+    """The descriptor that tells of changes behind the mount."""
+    _listens_at: float = field(default=0.0, init=False)
+    """When it is to be waited for again; zero while it is."""
     _patience: float | None = field(default=None, init=False)
     """For how many seconds `run` waits."""
     _poll: select.poll = field(factory=select.poll, init=False)
@@ -109,8 +114,23 @@ class Loop:
 
     def _watch(self, fd: int) -> None:
         """Have the changes behind the mount taken note of between requests."""
-        self.beside[fd] = self.door.tree.coherence.read
+        self._watched = fd
+        self.beside[fd] = self._read_changes
         self._poll.register(fd, select.POLLIN)
+
+    def _read_changes(self) -> None:
+        self.door.tree.coherence.read()
+        self._poll.unregister(self._watched)
+        self._listens_at = time.monotonic() + COLLECT_SECONDS
+
+    def _listen(self, patience: float | None) -> float | None:
+        """Wait for changes again when it is time for that; *patience*, or less until then."""
+        left = self._listens_at - time.monotonic()
+        if left > 0:
+            return left if patience is None else min(patience, left)
+        self._listens_at = 0.0
+        self._poll.register(self._watched, select.POLLIN)
+        return patience
 
     def stop(self) -> None:
         """Have `run` return after the request that it is at. From any thread."""
@@ -161,6 +181,8 @@ class Loop:
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
             if awake.held:
                 patience = REST_SECONDS
+            if self._listens_at:
+                patience = self._listen(patience)
             if patience is None:
                 events = wait()
             else:
@@ -209,12 +231,15 @@ class Loop:
         while not until():
             # Unknown until it is: who needs less has to say so.
             self._patience = None
-            self._patience = patience = served.patience()
+            patience = served.patience()
             if self._signalled:
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
             if awake.held:
-                self._patience = patience = REST_SECONDS
+                patience = REST_SECONDS
+            if self._listens_at:
+                patience = self._listen(patience)
+            self._patience = patience
             events = self._poll.poll(None if patience is None else math.ceil(1000 * patience))
             with rings.turn:
                 if not events:
