@@ -117,3 +117,19 @@ def test_an_archive_unpacked(mounted: Mounter, opens: str, tmp_path: Path) -> No
         where = ["-C", str(mount.point / "new"), "-xf", str(archive)]
         subprocess.run(["tar", "--no-same-owner", *where], check=True)
     assert made.total() <= 8 * count, made
+
+
+@pytest.mark.parametrize("options", [(), ("coherence=exclusive", "host_coherence=exclusive")])
+def test_a_renamed_name_is_remembered(mounted: Mounter, options: tuple[str, ...]) -> None:
+    """After a rename the kernel knows the new name for as long as it knew the old one."""
+    mount = mounted(*options)
+    old, new = mount.point / "old", mount.point / "new"
+    old.write_text("content")
+    with requests(mount) as made:
+        old.rename(new)
+        # What is told to the kernel is told within this.
+        time.sleep(0.2)
+        os.stat(new)
+    # Attributes have changed with it, of the directory as well.
+    del made["getattr"]
+    assert made == {"rename": 1, "lookup": 1}

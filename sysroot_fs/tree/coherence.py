@@ -539,6 +539,9 @@ class Coherence:
         else:
             if remembered is not None:
                 remembered.names.pop(new[1], None)
+            if inode.layer is new[0].layer and self._mode(inode.layer) == "exclusive":
+                # For as long as everything else.
+                return
             self._send(Entry(new[0].id, new[1]))
             self._send(Attributes(inode.id, data=False))
 
