@@ -255,39 +255,51 @@ def _check_sticky(guard: Guard, found: Found, caller: Caller) -> None:
         raise error(errno.EPERM)
 
 
-@contextmanager
-def _losing(tree: Tree, parent: Inode, found: Found | None) -> Iterator[None]:
+class _losing:
     """Pin the inode whose name is about to go, so that what is open goes on working.
 
     It is let go again where the name stayed after all, or where it has other names by which it is
     found: pinned descriptors are outside the bound.
     """
-    inode = None if found is None else tree.known(parent, found)
-    if inode is None:
-        yield
-        return
-    assert found is not None and found.stat is not None
-    may_be_open = tree.opens_skipped and inode.kind == stat_module.S_IFREG
-    if inode.opened or (may_be_open and found.stat.nlink <= 1):
-        # It stays pinned for as long as somebody has it open.
-        tree.inodes.check_room()
-    tree.inodes.pin(inode)
-    if may_be_open and is_remote(found.stat):
-        # Such a volume may forget what nobody has open.
-        inode.kept = files.hold(inode)
-    try:
-        yield
-    except BaseException:
-        inode.kept = None
-        tree.inodes.unpin(inode)
-        raise
-    # Where the place identifies, the name was the last one: such volumes have no hard links.
-    if inode.is_directory or not inode.stable or _is_gone(inode):
-        tree.inodes.vanish(inode)
-    elif may_be_open and (inode.parent, inode.stored) == (parent, found.stored):
-        tree.inodes.strand(inode)
-    else:
-        tree.inodes.unpin(inode)
+
+    __slots__ = ("_found", "_inode", "_may_be_open", "_parent", "_tree")
+
+    def __init__(self, tree: Tree, parent: Inode, found: Found | None) -> None:
+        self._tree, self._parent, self._found = tree, parent, found
+
+    def __enter__(self) -> None:
+        tree, found = self._tree, self._found
+        inode = self._inode = None if found is None else tree.known(self._parent, found)
+        if inode is None:
+            return
+        assert found is not None and found.stat is not None
+        self._may_be_open = tree.opens_skipped and inode.kind == stat_module.S_IFREG
+        if inode.opened or (self._may_be_open and found.stat.nlink <= 1):
+            # It stays pinned for as long as somebody has it open.
+            tree.inodes.check_room()
+        tree.inodes.pin(inode)
+        if self._may_be_open and is_remote(found.stat):
+            # Such a volume may forget what nobody has open.
+            inode.kept = files.hold(inode)
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        inode, inodes = self._inode, self._tree.inodes
+        if inode is None:
+            return
+        if failure is not None:
+            inode.kept = None
+            inodes.unpin(inode)
+            return
+        assert self._found is not None
+        # Where the place identifies, the name was the last one: such volumes have no hard links.
+        if inode.is_directory or not inode.stable or _is_gone(inode):
+            inodes.vanish(inode)
+        elif self._may_be_open and (inode.parent, inode.stored) == (
+            self._parent, self._found.stored,
+        ):  # fmt: skip
+            inodes.strand(inode)
+        else:
+            inodes.unpin(inode)
 
 
 def _is_gone(inode: Inode) -> bool:

@@ -36,11 +36,14 @@ _LISTINGS: Final = 64
 
 @define(slots=True, eq=False)
 class _Kept:
-    """A handle, when it was used last (monotonic seconds), and whether its volume is remote."""
+    """A handle, when it was used last (monotonic seconds), and whether its volume is remote.
+
+    What is only read need not say so.
+    """
 
     handle: Handle
     used: float
-    remote: bool = False
+    remote: bool
 
 
 _Cache = OrderedDict[Inode, _Kept]
@@ -83,10 +86,10 @@ class Served:
         if not handle.writable:
             files.release(handle)
             return
-        self._keep(self._writers, handle, stat)
+        self._keep(self._writers, handle, look.is_remote(stat))
 
-    def _keep(self, cache: _Cache, handle: Handle, stat: Stat) -> None:
-        cache[handle.inode] = _Kept(handle, time.monotonic(), look.is_remote(stat))
+    def _keep(self, cache: _Cache, handle: Handle, remote: bool) -> None:
+        cache[handle.inode] = _Kept(handle, time.monotonic(), remote)
         if len(cache) > self._limit:
             self._let_go(self._limit)
 
@@ -108,8 +111,10 @@ class Served:
             self.tree.inodes.keep_few()
             # Whoever holds all the others must not keep a file that is open from being read.
             return files.open_file(self.tree, number, flags, stays=False)
-        stat = linux.statx(handle.descriptor.fd, b"", linux.AT_EMPTY_PATH)
-        self._keep(cache, handle, stat)
+        remote = flags != os.O_RDONLY and look.is_remote(
+            linux.statx(handle.descriptor.fd, b"", linux.AT_EMPTY_PATH)
+        )
+        self._keep(cache, handle, remote)
         return handle
 
     def listing(self, number: int, start: int, caller: Caller) -> Listing:
