@@ -193,8 +193,8 @@ class Inodes:
     _stranded: OrderedDict[Inode, None] = field(factory=OrderedDict, init=False)
     _volumes: dict[tuple[Layer, int], tuple[int, int]] = field(factory=dict, init=False)
     """By layer and device: the upper bits of the numbers of its inodes, and the device."""
-    _spare: int = field(default=0, init=False)
-    """So often there is room without a look."""
+    _spare: dict[int, int] = field(factory=dict, init=False)
+    """So often there is room for so many more without a look."""
 
     def __attrs_post_init__(self) -> None:
         self._by_id[ROOT_ID] = self.root
@@ -379,15 +379,17 @@ class Inodes:
                 if known is not self.root:
                     known.mapped = known.rule = None
 
-    def vanish(self, inode: Inode) -> None:
+    def vanish(self, inode: Inode, closed: bool = False) -> None:
         """The last name of *inode* went away: another object may get its key.
 
         It stays pinned where it is open, or while there is room; else it is stale from now on.
+        *closed* says that it would be known if it was open.
         """
         self._leave(inode)
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
-        if not inode.opened and not self._has_room():
+        # Before one that is not open come those that will be, and those in use.
+        if not inode.opened and not self._has_room(self.limit if closed else 0):
             inode.pinned = False
             inode.let_go()
 
@@ -448,12 +450,14 @@ class Inodes:
             if not self._has_room():
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
-    def _has_room(self) -> bool:
-        if self._spare:
-            self._spare -= 1
+    def _has_room(self, more: int = 0) -> bool:
+        """Whether there is room for one descriptor that stays open, and *more* besides."""
+        spare = self._spare.get(more, 0)
+        if spare:
+            self._spare[more] = spare - 1
             return True
-        number = self._next()
-        self._spare = max(0, min(self.ceiling, _FAR) - number) // _EACH
+        number = self._next() + more
+        self._spare[more] = max(0, min(self.ceiling, _FAR) - number) // _EACH
         return number < self.ceiling
 
     def lowered(self, descriptor: Descriptor) -> Descriptor:

@@ -293,7 +293,7 @@ class _losing:
         assert self._found is not None
         # Where the place identifies, the name was the last one: such volumes have no hard links.
         if inode.is_directory or not inode.stable or _is_gone(inode):
-            inodes.vanish(inode)
+            inodes.vanish(inode, closed=not self._may_be_open)
         elif self._may_be_open and (inode.parent, inode.stored) == (
             self._parent, self._found.stored,
         ):  # fmt: skip
