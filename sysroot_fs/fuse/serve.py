@@ -14,6 +14,7 @@ import trio
 from sysroot_fs.fuse import submounts
 from sysroot_fs.fuse.door import Door
 from sysroot_fs.fuse.guardian import guarded
+from sysroot_fs.fuse.memory import collect_seldom
 from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.null import open_null
@@ -75,6 +76,7 @@ def serve(
         with guarded(None if real is None else submounts.device_at(real)):
             signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
             clean = False
+            collect_seldom()
             try:
                 trio.run(_main, door, signals)
                 clean = True

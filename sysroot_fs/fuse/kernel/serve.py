@@ -12,6 +12,7 @@ from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
 from sysroot_fs.fuse.kernel.mounting import Mounted
+from sysroot_fs.fuse.memory import collect_seldom
 from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.tree import Tree
@@ -47,6 +48,7 @@ def serve(
             leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
             signals = Signals(signal_fd, leaving.start, door.counted)
             loop.beside[signal_fd] = signals.take
+            collect_seldom()
             try:
                 loop.run()
             finally:
