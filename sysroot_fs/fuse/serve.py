@@ -14,8 +14,8 @@ import trio
 from sysroot_fs.fuse import submounts
 from sysroot_fs.fuse.door import Door
 from sysroot_fs.fuse.guardian import guarded
-from sysroot_fs.fuse.memory import collect_seldom
 from sysroot_fs.fuse.options import FileOptions, MountOptions
+from sysroot_fs.fuse.settled import settle
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.null import open_null
 from sysroot_fs.tree import Tree
@@ -69,6 +69,7 @@ def serve(
     if debug:
         words.add("debug")
     real = None if options is None else os.path.realpath(mountpoint)
+    settle()
     with held_back() as signal_fd:
         door = Door(tree, ready, real, file_options.awake)
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
@@ -76,7 +77,6 @@ def serve(
         with guarded(None if real is None else submounts.device_at(real)):
             signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
             clean = False
-            collect_seldom()
             try:
                 trio.run(_main, door, signals)
                 clean = True

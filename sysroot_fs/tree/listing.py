@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from stat import S_ISDIR
+from stat import S_IFDIR, S_ISDIR
 
 from attrs import define
 
@@ -20,14 +20,15 @@ from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place
-from sysroot_fs.tree.attributes import getattr_
-from sysroot_fs.tree.core import Entry, Tree
+from sysroot_fs.tree.core import Entry, Tree, virtual_stat
 from sysroot_fs.tree.inodes import Inode
 
 _TICK_NS = 1_000_000_000
 _COARSE_NS = 5_000_000_000
 """For volumes of Windows' kinds, which count times in steps of up to two seconds."""
 _SLACK = 64
+_DOTS = virtual_stat(S_IFDIR)
+"""The kernel takes no more of `.` and `..` than what they are and their numbers."""
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -171,7 +172,7 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
         names = listing.names = _snapshot(tree, inode, listing.caller)
     for offset, (dots, known) in enumerate(((b".", inode), (b"..", inode.parent or inode))):
         if start <= offset:
-            yield dots, Entry(known, getattr_(tree, known.id), 0.0), offset + 1
+            yield dots, Entry(known, _DOTS, 0.0), offset + 1
     place = tree.place(inode)
     for offset in range(max(start - 2, 0), len(names)):
         name = names[offset]

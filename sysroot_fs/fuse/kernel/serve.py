@@ -12,8 +12,8 @@ from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
 from sysroot_fs.fuse.kernel.mounting import Mounted
-from sysroot_fs.fuse.memory import collect_seldom
 from sysroot_fs.fuse.options import FileOptions, MountOptions
+from sysroot_fs.fuse.settled import settle
 from sysroot_fs.fuse.signals import Signals, held_back
 from sysroot_fs.tree import Tree
 
@@ -37,6 +37,7 @@ def serve(
     """
     # Not later: nobody would answer.
     real = None if options is None else os.path.realpath(mountpoint)
+    settle()
     with held_back() as signal_fd:
         if options is None:
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
@@ -48,7 +49,6 @@ def serve(
             leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
             signals = Signals(signal_fd, leaving.start, door.counted)
             loop.beside[signal_fd] = signals.take
-            collect_seldom()
             try:
                 loop.run()
             finally:
