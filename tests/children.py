@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import attrs
@@ -41,9 +42,15 @@ def start_child(
     groups: tuple[int, ...] = (),
     umask: int = 0o022,
 ) -> Child:
-    """Fork a process that is somebody else and runs *work*."""
+    """Fork a process that is somebody else and runs *work*.
+
+    A signal that this process handles ends the child, as it ends a program that was executed.
+    """
     reader, writer = os.pipe()
-    pid = os.fork()
+    with _signals_held():
+        pid = os.fork()
+        if not pid:
+            _handle_no_signals()
     if pid:
         os.close(writer)
         return Child(pid, reader)
@@ -68,6 +75,26 @@ def start_child(
         with contextlib.suppress(OSError), open(writer, "wb") as pipe:
             pipe.write(data)
         os._exit(0)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait until the block has ended: what they mean may be another thing then."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _handle_no_signals() -> None:
+    """What this process handles ends it from now on: the handlers were made for its parent.
+
+    KeyboardInterrupt would unwind the parent's stack here, and take away what is the parent's.
+    """
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def in_child(work: Callable[[], T], **who: Any) -> T:

@@ -195,7 +195,7 @@ class Pair:
             _remove(top)
         except HangError:
             raise
-        except (OSError, AssertionError) as failure:
+        except (OSError, EOFError, AssertionError) as failure:
             with contextlib.suppress(OSError):
                 _remove(top)
             raise SideError(f"{base}: {failure}") from failure
