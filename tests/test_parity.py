@@ -204,6 +204,35 @@ def test_a_side_that_breaks_off_is_told(sides: tuple[Path, Path]) -> None:
         pair.first_difference(calls_of(0, 10))
 
 
+def test_a_second_process_that_breaks_off_is_told(
+    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The side that waits for its answer breaks off too, and the suite goes on."""
+    monkeypatch.setattr(interpreter.Other, "_serve", lambda *_: None)
+    with pytest.raises(SideError):
+        Pair(*sides).first_difference([Call("other", "getcwd", ())])
+
+
+def test_links_that_the_volume_lacks_are_left_out(sides: tuple[Path, Path]) -> None:
+    """Who does not own a file gives it no second name there; its owner and root do."""
+    calls = [
+        Call("root", "umask", (0,)),
+        Call("root", "open", ("one", None, b"f", os.O_CREAT | os.O_RDWR, 0o666)),
+        Call("other", "open", ("one", None, b"f", os.O_RDWR, 0)),
+        Call("other", "link", (None, b"f", None, b"g", False)),
+        Call("other", "link", (None, b"none", None, b"g", False)),
+        Call("other", "link_open", ("one", None, b"g", True)),
+        Call("root", "link", (None, b"f", None, b"h", False)),
+        Call("other", "mknod", (None, b"mine", 0o100666, 0)),
+        Call("other", "link", (None, b"mine", None, b"i", False)),
+    ]
+    pair = Pair(*sides, frozenset({interpreter.FOREIGN_LINKS}))
+    assert pair.first_difference(calls) is None
+    assert pair.left_out == {interpreter.FOREIGN_LINKS: 2}
+    said = pair.performed(calls)
+    assert (said[4], said[6:]) == (Failed("ENOENT"), [None, None, None])
+
+
 def test_a_server_that_hangs_is_ended(workplace: Path) -> None:
     """What was not run afterwards is a failure, and nothing is left behind."""
     sysroot, host = workplace / "sysroot", workplace / "host"

@@ -34,6 +34,9 @@ REMOVED_FILES = "removed-files"
 DIRECTORY_TIMES = "directory-times"
 """The need that every change in a directory is a change of it."""
 
+FOREIGN_LINKS = "foreign-links"
+"""The need that a user may give a file of another one, which he may write, a second name."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -106,6 +109,11 @@ class World:
             return
         if len(replaced) > 240 or any(os.fstat(fd).st_nlink == 0 for fd in self.slots.values()):
             raise LeftOut(REMOVED_FILES)
+
+    def needs_own(self, seen: os.stat_result) -> None:
+        """Leave the call out where the file is another user's, and the volume gives it no name."""
+        if self.judges and FOREIGN_LINKS in self.lacks and os.geteuid() not in (0, seen.st_uid):
+            raise LeftOut(FOREIGN_LINKS)
 
     def put(self, slot: str, fd: int) -> None:
         """Keep a descriptor; what was in the slot is closed."""
@@ -296,6 +304,8 @@ def do_renameat2(
 
 def do_link(w: World, at: str | None, old: bytes, to: str | None, new: bytes, follow: bool) -> None:
     flags = 0x400 if follow else 0  # AT_SYMLINK_FOLLOW
+    with contextlib.suppress(OSError):
+        w.needs_own(os.stat(old, dir_fd=w.at(at), follow_symlinks=follow))
     checked(libc.linkat(from_here(w.at(at)), old, from_here(w.at(to)), new, flags))
 
 
@@ -304,6 +314,7 @@ def do_link_open(w: World, slot: str, to: str | None, new: bytes, by_proc: bool)
     fd, into = w.fd(slot), from_here(w.at(to))
     if w.judges and LINK_COUNTS in w.lacks and os.fstat(fd).st_nlink == 0:
         raise LeftOut(LINK_COUNTS)
+    w.needs_own(os.fstat(fd))
     if by_proc:
         checked(libc.linkat(w.proc, b"self/fd/%d" % fd, into, new, 0x400))
     else:

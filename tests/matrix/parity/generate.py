@@ -7,6 +7,7 @@ for one. What docs/LIMITS.md lists for a mount on ext4 is never asked for.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import random
 import stat
@@ -17,7 +18,15 @@ from typing import Final
 
 from sidecar import escape, linux
 from sidecar.naming import INDEX_FILE, token
-from tests.matrix.parity.calls import DIRECTORY_TIMES, LINK_COUNTS, RECENT, REMOVED_FILES, Call
+from tests.children import code_of, in_child
+from tests.matrix.parity.calls import (
+    DIRECTORY_TIMES,
+    FOREIGN_LINKS,
+    LINK_COUNTS,
+    RECENT,
+    REMOVED_FILES,
+    Call,
+)
 
 __all__ = ["ANY_TARGETS", "EXCHANGE", "SPECIAL_BITS", "calls_of", "measured_lacks", "need_of"]
 
@@ -144,6 +153,7 @@ def measured_lacks(directory: Path) -> frozenset[str]:
             counts.append(os.fstat(file.fileno()).st_nlink)
             can[LINK_COUNTS] = counts == [1, 0]
         can[REMOVED_FILES] = _gives_up_removed_files(name)
+        can[FOREIGN_LINKS] = _links_foreign_files(name)
         return frozenset(need for need, works in can.items() if not works)
 
 
@@ -160,6 +170,21 @@ def _gives_up_removed_files(directory: str) -> bool:
             if kept.startswith(".fuse_hidden"):
                 os.rename(f"{inner}/{kept}", f"{directory}/{kept}")
         return _works(os.rmdir, inner)
+
+
+def _links_foreign_files(directory: str) -> bool:
+    """Whether a user may give a second name to a file of root's that he may write."""
+    inner = f"{directory}/open"
+    os.mkdir(inner)
+    os.chmod(inner, 0o777)
+    os.mknod(f"{inner}/f", stat.S_IFREG)
+    os.chmod(f"{inner}/f", 0o666)
+    fd = os.open(inner, os.O_PATH)
+    try:
+        link = functools.partial(os.link, "f", "g", src_dir_fd=fd, dst_dir_fd=fd)
+        return in_child(lambda: code_of(link), uid=1000, gid=1000) == 0
+    finally:
+        os.close(fd)
 
 
 def _works(function: Callable[..., object], *arguments: object) -> bool:

@@ -13,7 +13,13 @@ import attrs
 
 from sidecar.naming import INDEX_FILE
 from tests.matrix.cases import NEEDS
-from tests.matrix.parity.calls import DIRECTORY_TIMES, LINK_COUNTS, REMOVED_FILES, Call
+from tests.matrix.parity.calls import (
+    DIRECTORY_TIMES,
+    FOREIGN_LINKS,
+    LINK_COUNTS,
+    REMOVED_FILES,
+    Call,
+)
 from tests.matrix.parity.generate import (
     ANY_TARGETS,
     EXCHANGE,
@@ -41,6 +47,7 @@ MEASURED: Final[Mapping[str, str]] = {
     ANY_TARGETS: "the volume refuses targets of symbolic links that are not UTF-8",
     DIRECTORY_TIMES: "the volume does not move a directory's times at every change in it",
     LINK_COUNTS: "the volume miscounts the links of what is renamed or removed while it is open",
+    FOREIGN_LINKS: "the volume lets nobody but its owner give a file a second name",
     REMOVED_FILES: "the volume does not give up a removed file in a directory while it is open",
     SPECIAL_BITS: "the volume takes set-id and sticky bits away by itself",
 }
