@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -15,12 +16,12 @@ import pytest
 from tests.caseless import open_kind
 from tests.matrix.cases import NEEDS
 from tests.matrix.parity import calls as interpreter
-from tests.matrix.parity.calls import Call, Failed
 from tests.matrix.parity.generate import EXCHANGE, calls_of, measured_lacks, need_of
 from tests.matrix.parity.pair import HangError, Pair, SideError, literal
 from tests.matrix.parity.script import script_of
 from tests.matrix.parity.shrink import shrink
 from tests.matrix.parity.suite import MEASURED, Parity, small
+from tests.matrix.parity.world import FOREIGN_LINKS, Call, Failed
 from tests.matrix.suite import Cell, Reference, Setting
 from tests.matrix.table import LACKS
 from tests.matrix.volumes import Volume
@@ -208,7 +209,7 @@ def test_a_second_process_that_breaks_off_is_told(
     sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The side that waits for its answer breaks off too, and the suite goes on."""
-    monkeypatch.setattr(interpreter.Other, "_serve", lambda *_: None)
+    monkeypatch.setattr(interpreter.Other, "_serve", lambda *given: pickle.load(given[-1]))
     with pytest.raises(SideError):
         Pair(*sides).first_difference([Call("other", "getcwd", ())])
 
@@ -226,9 +227,9 @@ def test_links_that_the_volume_lacks_are_left_out(sides: tuple[Path, Path]) -> N
         Call("other", "mknod", (None, b"mine", 0o100666, 0)),
         Call("other", "link", (None, b"mine", None, b"i", False)),
     ]
-    pair = Pair(*sides, frozenset({interpreter.FOREIGN_LINKS}))
+    pair = Pair(*sides, frozenset({FOREIGN_LINKS}))
     assert pair.first_difference(calls) is None
-    assert pair.left_out == {interpreter.FOREIGN_LINKS: 2}
+    assert pair.left_out == {FOREIGN_LINKS: 2}
     said = pair.performed(calls)
     assert (said[4], said[6:]) == (Failed("ENOENT"), [None, None, None])
 

@@ -19,7 +19,7 @@ from typing import Final
 from sidecar import escape, linux
 from sidecar.naming import INDEX_FILE, token
 from tests.children import code_of, in_child
-from tests.matrix.parity.calls import (
+from tests.matrix.parity.world import (
     DIRECTORY_TIMES,
     FOREIGN_LINKS,
     LINK_COUNTS,

@@ -20,7 +20,7 @@ import attrs
 
 from tests.children import start_child
 from tests.matrix.parity import calls as interpreter
-from tests.matrix.parity.calls import Call, Failed, LeftOut
+from tests.matrix.parity.world import Call, Failed, LeftOut
 
 __all__ = ["Difference", "HangError", "Pair", "SideError", "shown"]
 

@@ -1,6 +1,7 @@
 """A list of calls as a Python script that needs nothing but Python, root, and two directories.
 
-It is made of the suite's own `calls` module, without what the calls in question do not need.
+It is made of the suite's own modules `world` and `calls`, without what the calls in question do
+not need.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 from tests.matrix.parity import calls as interpreter
-from tests.matrix.parity.calls import Call
+from tests.matrix.parity import world
 from tests.matrix.parity.pair import literal
+from tests.matrix.parity.world import Call
 
 __all__ = ["script_of"]
 
@@ -42,16 +45,15 @@ if __name__ == "__main__":
 
 def script_of(calls: Sequence[Call], lacks: frozenset[str], title: str) -> str:
     """The script: it makes the calls in both directories, and ends with 1 where they differ."""
-    source = inspect.getsource(interpreter)
-    body = ast.parse(source).body
+    statements = [pair for module in (world, interpreter) for pair in _statements(module)]
     used = {"perform", *(f"do_{call.name}" for call in calls)}
-    while missing := {name for node in body if _names(node) & used for name in _uses(node)} - used:
+    nodes = [node for node, _ in statements]
+    while missing := {name for node in nodes if _names(node) & used for name in _uses(node)} - used:
         used |= missing
+    imports = dict.fromkeys(text for node, text in statements if _is_import(node))
     parts = []
-    for node in body:
-        needed = isinstance(node, ast.Import | ast.ImportFrom) or _names(node) & used
-        text = ast.get_source_segment(source, node)
-        if needed and text and "__future__" not in text:
+    for node, text in statements:
+        if _names(node) & used:
             gap = "\n\n" if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
             parts.append(gap + text)
     lines = [
@@ -62,6 +64,7 @@ def script_of(calls: Sequence[Call], lacks: frozenset[str], title: str) -> str:
         "from __future__ import annotations",
         "import sys",
         "import tempfile",
+        *imports,
         *parts,
         "\n",
         f"LACKS = frozenset({sorted(lacks)!r})",
@@ -74,6 +77,19 @@ def script_of(calls: Sequence[Call], lacks: frozenset[str], title: str) -> str:
         _MAIN,
     ]
     return "\n".join(lines)
+
+
+def _statements(module: ModuleType) -> Iterator[tuple[ast.stmt, str]]:
+    source = inspect.getsource(module)
+    for node in ast.parse(source).body:
+        yield node, ast.get_source_segment(source, node) or ""
+
+
+def _is_import(node: ast.stmt) -> bool:
+    """Whether a statement imports what the script can have."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module not in ("__future__", world.__name__)
+    return isinstance(node, ast.Import)
 
 
 def _names(node: ast.stmt) -> set[str]:

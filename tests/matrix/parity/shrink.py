@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from tests.matrix.parity.calls import Call
+from tests.matrix.parity.world import Call
 
 __all__ = ["shrink"]
 

@@ -13,13 +13,6 @@ import attrs
 
 from sidecar.naming import INDEX_FILE
 from tests.matrix.cases import NEEDS
-from tests.matrix.parity.calls import (
-    DIRECTORY_TIMES,
-    FOREIGN_LINKS,
-    LINK_COUNTS,
-    REMOVED_FILES,
-    Call,
-)
 from tests.matrix.parity.generate import (
     ANY_TARGETS,
     EXCHANGE,
@@ -31,6 +24,13 @@ from tests.matrix.parity.generate import (
 from tests.matrix.parity.pair import Difference, HangError, Pair, SideError
 from tests.matrix.parity.script import script_of
 from tests.matrix.parity.shrink import shrink
+from tests.matrix.parity.world import (
+    DIRECTORY_TIMES,
+    FOREIGN_LINKS,
+    LINK_COUNTS,
+    REMOVED_FILES,
+    Call,
+)
 from tests.matrix.suite import Setting, Suite, Tally
 from tests.mounts import Mount
 
