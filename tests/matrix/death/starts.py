@@ -20,6 +20,7 @@ from tests.matrix.death.tracing import Call, changes, launched
 __all__ = ["check_start"]
 
 _MOMENTS: Final = 25
+"""How many changes of a start are tried, where it makes so many."""
 _HOURS: Final = 3 * 3600
 _SAID: Final = 500
 """How many characters of its last words are told."""
@@ -35,7 +36,9 @@ def check_start(bench: Bench, seed: int) -> list[str]:
     ended, calls = launched(command, bench.work / "trace")
     assert ended.returncode == 0, ended.stderr
     moments = [call for call in calls if changes(call) and _is_in_a_probe(call)]
-    chosen = random.Random(seed).sample(moments, 1 if bench.setting.cut else _MOMENTS)
+    assert moments, "the start made no change that belongs to a probe"
+    count = min(1 if bench.setting.cut else _MOMENTS, len(moments))
+    chosen = random.Random(seed).sample(moments, count)
     words = []
     for moment in chosen:
         ended, _ = launched(command, bench.work / "trace", killed_before=moment)
