@@ -60,7 +60,7 @@ def test_scenarios_are_compared_with_a_plain_directory(setting: Setting) -> None
         Scenario.of(breaks),
         Scenario.of(cannot, "symlinks"),
     )
-    suite = Calls("tests", scenarios=scenarios)
+    suite = Calls("tests", parts=scenarios)
     tally = suite.run(setting, suite.items())
     assert (tally.passed, list(tally.failures), list(tally.skipped)) == (
         ["same"],
@@ -89,7 +89,7 @@ def test_a_fallback_item_tells_what_differs(setting: Setting) -> None:
         Item("good", "The rule.", "", "f=host", "see f; printf new >g", After("host", "g=new")),
         Item("wrong", "The rule.", "", "f=host", "see f; printf new >g", After("guest", None, "")),
     )
-    suite = Fallback("tests", of=items)
+    suite = Fallback("tests", parts=items)
     tally = suite.run(setting, suite.items())
     assert (tally.passed, list(tally.failures)) == (["good"], ["wrong"])
     words = "\n".join(tally.failures["wrong"])

@@ -23,11 +23,11 @@ from sidecar import volume
 from sidecar.volume import Traits
 from tests import caches
 from tests.children import Child, start_child
-from tests.matrix.cases import NEEDS
-from tests.matrix.suite import Setting, Suite, Tally
-from tests.matrix.turmoil import wait_until
+from tests.matrix.parts import Parts, divided
+from tests.matrix.suite import Setting, Tally
 from tests.matrix.watch import Watch
 from tests.mounts import Mount, kill_servers
+from tests.processes import wait_until
 
 __all__ = ["ITEM_SECONDS", "Action", "Actions", "Stage", "Unable", "become"]
 
@@ -223,20 +223,11 @@ def become(
 
 
 @attrs.frozen
-class Actions(Suite):
+class Actions(Parts[Action]):
     """Items that are functions of a `Stage`."""
 
-    actions: tuple[Action, ...] = attrs.field(kw_only=True)
     guests: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-
-    def items(self) -> Sequence[str]:
-        """The actions' names."""
-        return [action.name for action in self.actions]
-
-    def needs(self, item: str) -> frozenset[str]:
-        """What the action says."""
-        return next(action.needs for action in self.actions if action.name == item)
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named actions, each in a directory of its own."""
@@ -248,19 +239,14 @@ class Actions(Suite):
             traits = volume.probe(fd)
         finally:
             os.close(fd)
-        passed, failures, skipped = list[str](), dict[str, Sequence[str]](), dict[str, str]()
         top = setting.host if on_host else setting.sysroot
         stage = Stage(setting, "", self.options, top, "/", outside, traits)
-        for action in self.actions:
-            if action.name not in items:
-                continue
+        can, skipped = divided(self.wanted(items), stage.lacks)
+        passed, failures = list[str](), dict[str, Sequence[str]]()
+        for action in can:
             stage = attrs.evolve(
                 stage, name=action.name, lower=top / action.name, path=f"/{action.name}"
             )
-            missing = [NEEDS[need] for need in NEEDS if need in action.needs & stage.lacks]
-            if missing:
-                skipped[action.name] = " and ".join(missing)
-                continue
             try:
                 with _place(stage.lower):
                     _perform(action, stage, canaries)

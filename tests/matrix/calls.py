@@ -22,8 +22,8 @@ from typing import Final
 import attrs
 
 from tests.children import start_child
-from tests.matrix.cases import NEEDS
-from tests.matrix.suite import Setting, Suite, Tally
+from tests.matrix.parts import Parts, divided
+from tests.matrix.suite import Setting, Tally
 
 __all__ = ["Calls", "Scenario", "Where", "told"]
 
@@ -63,36 +63,21 @@ def told(call: Callable[..., object], *arguments: object) -> str:
 
 
 @attrs.frozen
-class Calls(Suite):
+class Calls(Parts[Scenario]):
     """Scenarios, compared with what they do in a plain directory.
 
     `both_layers` says that they use both of their directories, so that it counts what the sysroot's
     volume lacks wherever they start.
     """
 
-    scenarios: tuple[Scenario, ...] = attrs.field(kw_only=True)
     both_layers: bool = attrs.field(default=False, kw_only=True)
-
-    def items(self) -> Sequence[str]:
-        """The scenarios' names."""
-        return [scenario.name for scenario in self.scenarios]
-
-    def needs(self, item: str) -> frozenset[str]:
-        """What the scenario says."""
-        return next(scenario.needs for scenario in self.scenarios if scenario.name == item)
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named scenarios, one after the other below one mount."""
         on_host = setting.cell.place == "host"
         lacks = frozenset() if on_host and not self.both_layers else setting.lacks
         layers = [setting.sysroot, setting.host][:: -1 if on_host else 1]
-        wanted = [scenario for scenario in self.scenarios if scenario.name in set(items)]
-        skipped = {
-            scenario.name: "; ".join(NEEDS[need] for need in sorted(lacking))
-            for scenario in wanted
-            if (lacking := scenario.needs & lacks)
-        }
-        can = [scenario for scenario in wanted if scenario.name not in skipped]
+        can, skipped = divided(self.wanted(items), lacks)
         failures: dict[str, Sequence[str]] = {}
         with setting.mounted() as mount:
             for scenario in can:

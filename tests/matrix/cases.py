@@ -431,9 +431,9 @@ def _remove(path: Path) -> None:
 # --- comparing ----------------------------------------------------------------------------------
 
 
-def reason(case: Case, lacks: frozenset[str]) -> str | None:
-    """Why *case* may differ on a volume that *lacks* some of `NEEDS`; None where it may not."""
-    return "; ".join(NEEDS[need] for need in sorted(case.needs & lacks)) or None
+def reason(needs: frozenset[str], lacks: frozenset[str]) -> str | None:
+    """Why what *needs* some of `NEEDS` may differ where they are lacking; None where it may not."""
+    return "; ".join(NEEDS[need] for need in sorted(needs & lacks)) or None
 
 
 def compare(expected: Outcome, got: Outcome, lacks: frozenset[str] = frozenset()) -> list[str]:

@@ -23,8 +23,9 @@ import attrs
 
 from sidecar import escape
 from sidecar.naming import HELPER_NAMES
-from tests.matrix.cases import NEEDS, Case, CasesError, Outcome, run_cases
-from tests.matrix.suite import Setting, Suite, Tally
+from tests.matrix.cases import Case, CasesError, Outcome, run_cases
+from tests.matrix.parts import Parts, divided
+from tests.matrix.suite import Setting, Tally
 
 __all__ = ["After", "Fallback", "Item", "mirrored", "tree"]
 
@@ -133,30 +134,14 @@ def mirrored(
 
 
 @attrs.frozen
-class Fallback(Suite):
+class Fallback(Parts[Item]):
     """Items whose outcome the contract says."""
-
-    of: tuple[Item, ...] = attrs.field(kw_only=True)
-
-    def items(self) -> Sequence[str]:
-        """The items' names."""
-        return [item.name for item in self.of]
-
-    def needs(self, item: str) -> frozenset[str]:
-        """What the item says."""
-        return next(one.needs for one in self.of if one.name == item)
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named items, those of the same options in one guest process."""
-        wanted = [item for item in self.of if item.name in set(items)]
-        skipped = {
-            item.name: "; ".join(NEEDS[need] for need in sorted(lacking))
-            for item in wanted
-            if (lacking := item.needs & setting.lacks)
-        }
-        can = sorted((item for item in wanted if item.name not in skipped), key=_switches)
+        can, skipped = divided(self.wanted(items), setting.lacks)
         failures: dict[str, Sequence[str]] = {}
-        for switches, group in groupby(can, key=_switches):
+        for switches, group in groupby(sorted(can, key=_switches), key=_switches):
             for item, words in _run(setting, list(group), switches):
                 if words:
                     failures[item.name] = [item.rule, *words, *_to_type(item)]

@@ -16,7 +16,7 @@ __all__ = ["HOSTILE"]
 
 HOSTILE: Final = Actions(
     "hostile",
-    actions=(
+    parts=(
         *hostile_links.ACTIONS,
         *hostile_names.ACTIONS,
         *hostile_rights.ACTIONS,

@@ -25,7 +25,8 @@ from tests.matrix.cases import (
     reason,
     run_cases,
 )
-from tests.matrix.suite import Setting, Suite, Tally
+from tests.matrix.parts import Parts
+from tests.matrix.suite import Setting, Tally
 
 __all__ = ["Lines", "excuse"]
 
@@ -41,22 +42,12 @@ _expected: dict[tuple[Path, str], Outcome] = {}
 
 
 @attrs.frozen
-class Lines(Suite):
+class Lines(Parts[Case]):
     """Shell scripts, compared with what they do in a plain chroot."""
-
-    cases: tuple[Case, ...] = attrs.field(kw_only=True)
-
-    def items(self) -> Sequence[str]:
-        """The cases' names."""
-        return [case.name for case in self.cases]
-
-    def needs(self, item: str) -> frozenset[str]:
-        """What the case says."""
-        return next(case.needs for case in self.cases if case.name == item)
 
     def run(self, setting: Setting, items: Sequence[str]) -> Tally:
         """Run the named cases in one guest process."""
-        wanted = [case for case in self.cases if case.name in set(items)]
+        wanted = self.wanted(items)
         try:
             expected = _in_chroot(wanted, setting)
         except CasesError as error:
@@ -106,7 +97,7 @@ def excuse(case: Case, expected: Outcome, got: Outcome, lacks: frozenset[str]) -
     broken = any(words in text for words in _BROKEN for text in (got.out, got.err))
     if "special-files" in case.needs & lacks:
         broken = False  # a driver makes a file instead, and EIO is the kernel's answer to that
-    return None if hung or killed or broken else reason(case, lacks)
+    return None if hung or killed or broken else reason(case.needs, lacks)
 
 
 def _in_chroot(cases: Sequence[Case], setting: Setting) -> dict[str, Outcome]:

@@ -481,7 +481,7 @@ _LINKS: Final = frozenset({"symlinks"})
 
 RACES: Final = Actions(
     "races",
-    actions=(
+    parts=(
         Action("exclusive-creation", exclusive_creation),
         Action("directories", directories),
         Action("symbolic-links", symbolic_links, _LINKS),

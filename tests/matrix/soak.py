@@ -223,7 +223,7 @@ def _soak(seconds: float, *, links: bool) -> Callable[[Stage], None]:
 
 SOAK: Final = Actions(
     "soak",
-    actions=(
+    parts=(
         Action("files-of-many-workers", _soak(30.0, links=False)),
         Action("files-and-links-of-many-workers", _soak(30.0, links=True)),
     ),

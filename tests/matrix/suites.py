@@ -17,16 +17,16 @@ from tests.matrix.soak import SOAK
 from tests.matrix.suite import Suite
 
 SUITES: Final[tuple[Suite, ...]] = (
-    Lines("coreutils", cases=coreutils.CASES),
+    Lines("coreutils", parts=coreutils.CASES),
     HOSTILE,
     RACES,
     SOAK,
-    Fallback("fallback", places=(), of=fallback_items.ITEMS),
+    Fallback("fallback", places=(), parts=fallback_items.ITEMS),
     Parity("parity"),
     *death.SUITES,
     Busybox(),
     GnuCoreutils(),
-    Calls("names", guests=(), scenarios=names.SCENARIOS),
-    Calls("path-calls", guests=(), scenarios=path_calls.SCENARIOS, both_layers=True),
-    Lines("paths", cases=paths.CASES),
+    Calls("names", guests=(), parts=names.SCENARIOS),
+    Calls("path-calls", guests=(), parts=path_calls.SCENARIOS, both_layers=True),
+    Lines("paths", parts=paths.CASES),
 )

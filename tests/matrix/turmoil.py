@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import mmap
 import os
 import select
 import signal
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from sidecar import linux
+from sysroot_fs.guest import kernel
 from tests.children import Child, code_of, start_child
+from tests.processes import wait_until
 
-__all__ = ["PASSING", "again_and_again", "attempt", "exchange", "swap", "wait_until"]
-
-_PR_SET_PDEATHSIG: Final = 1
-_PATIENCE: Final = 15.0
+__all__ = ["PASSING", "again_and_again", "attempt", "exchange", "swap"]
 
 PASSING: Final = frozenset({
     errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR,
@@ -57,7 +54,7 @@ def again_and_again(*works: Callable[[], object]) -> Iterator[None]:
 
 
 def _repeat(work: Callable[[], object], counts: memoryview, number: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    kernel.die_with_parent()
     while True:
         try:
             work()
@@ -107,13 +104,3 @@ def swap(one: Path, other: Path) -> None:
         os.rename(one, aside)
         os.rename(other, one)
         os.rename(aside, other)
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether *condition* holds in the end."""
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
