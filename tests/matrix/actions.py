@@ -197,6 +197,13 @@ class Stage:
         self._is_own = False
         self._stack.close()
 
+    def root(self, root: Path) -> Path:
+        """*root*, made here: a root directory in which the item's directory is, as `path`."""
+        (root / self.path[1:]).mkdir(parents=True)
+        (root / self.path[1:]).chmod(0o777)
+        root.chmod(0o755)
+        return root
+
     def guest(self, work: Callable[[], object], **who: Any) -> Child:
         """Start *work* in a process whose root is the mount, as `become`."""
         root = self.mount.point

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +67,16 @@ crtendS.o%s {lib}/crtn.o
 
 class GuestBuildError(Exception):
     """A guest could not be built; the message says at which step and where the log is."""
+
+
+def exit_status(build: Callable[[], object]) -> int:
+    """The exit status of a command that does *build*; that it fails is told in a line."""
+    try:
+        build()
+    except GuestBuildError as error:
+        say(f"error: {error}")
+        return 1
+    return 0
 
 
 @attrs.frozen

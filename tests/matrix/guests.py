@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.matrix.building import LOADER, GuestBuildError, say
+from tests.matrix.building import LOADER, GuestBuildError, exit_status, say
 from tests.matrix.glibc_guest import glibc
 from tests.matrix.guest_cache import Links, Recipe, cache_dir, extract, in_cache
 from tests.matrix.musl_guest import musl, musl_static
@@ -47,23 +47,17 @@ def unpack(dest: Path, links: Links = "symlink", kind: str = KINDS[0]) -> None:
     extract(ensure(kind), dest, links)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="guests", description="Build or unpack guest roots.")
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("dest", nargs="?", type=Path)
     arguments = parser.parse_args()
-    chosen = arguments.kind or KINDS[0]
-    try:
-        if arguments.dest is not None:
-            unpack(arguments.dest, kind=chosen)
-            return 0
-        for kind in [arguments.kind] if arguments.kind else KINDS:
-            say(f"{kind} guest root: {ensure(kind)}")
-    except GuestBuildError as error:
-        say(f"error: {error}")
-        return 1
-    return 0
+    if arguments.dest is not None:
+        unpack(arguments.dest, kind=arguments.kind or KINDS[0])
+        return
+    for kind in [arguments.kind] if arguments.kind else KINDS:
+        say(f"{kind} guest root: {ensure(kind)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -60,8 +60,8 @@ def _compare(stage: Stage, steps: Sequence[Step]) -> None:
     The mount does as the plain directory. It may refuse what the bare volume refuses in the same
     words, and never allows more.
     """
-    plain = _root(stage, stage.setting.base / f"plain-{stage.name}")
-    bare = _root(stage, stage.lower.parent / f"bare-{stage.name}") if stage.in_sysroot else plain
+    plain = stage.root(stage.setting.base / f"plain-{stage.name}")
+    bare = stage.root(stage.lower.parent / f"bare-{stage.name}") if stage.in_sysroot else plain
     path = Path(stage.path)
     try:
         for number, (who, step) in enumerate(steps):
@@ -76,14 +76,6 @@ def _compare(stage: Stage, steps: Sequence[Step]) -> None:
     finally:
         if bare is not plain:
             shutil.rmtree(bare)
-
-
-def _root(stage: Stage, root: Path) -> Path:
-    """A root directory in which the stage's directory is."""
-    (root / stage.path[1:]).mkdir(parents=True)
-    (root / stage.path[1:]).chmod(0o777)
-    root.chmod(0o755)
-    return root
 
 
 def _differences(expected: object, bare: object, got: object) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -196,13 +197,7 @@ def deep_directories(stage: Stage) -> None:
         return done
 
     stage.remount(descriptors=256)
-    plain = stage.setting.base / f"plain-{stage.name}"
-    (plain / stage.path[1:]).mkdir(parents=True)
-    expected, got = (
-        in_child(lambda: become(lambda: dig(Path(stage.path)), root))  # noqa: B023
-        for root in (plain, stage.mount.point)
-    )
-    assert got == expected, (got, expected)
+    _compare(stage, dig)
 
 
 def many_levels(stage: Stage) -> None:
@@ -251,12 +246,14 @@ def long_link_chains(stage: Stage) -> None:
             codes.append(len(os.readlink(f"long{length}")) if not codes[-1] else 0)
         return codes
 
-    plain = stage.setting.base / f"plain-{stage.name}"
-    (plain / stage.path[1:]).mkdir(parents=True)
-    expected, got = (
-        in_child(lambda: become(lambda: chain(Path(stage.path)), root))  # noqa: B023
-        for root in (plain, stage.mount.point)
-    )
+    _compare(stage, chain)
+
+
+def _compare(stage: Stage, work: Callable[[Path], object]) -> None:
+    """Do *work* in the stage's directory of a plain root and of the mount: it says the same."""
+    plain = stage.root(stage.setting.base / f"plain-{stage.name}")
+    do = functools.partial(become, functools.partial(work, Path(stage.path)))
+    expected, got = (in_child(functools.partial(do, root)) for root in (plain, stage.mount.point))
     assert got == expected, (got, expected)
 
 

@@ -38,6 +38,7 @@ from tests.matrix.building import (
     GuestBuildError,
     Runner,
     Toolchain,
+    exit_status,
     get_sources,
     guest_environment,
     make_toolchain,
@@ -257,21 +258,16 @@ def _parts(source: Path, but: Sequence[str]) -> list[str]:
     return sorted(names - {path.name for pattern in but for path in source.glob(pattern)})
 
 
-def main() -> int:
-    try:
-        if len(sys.argv) > 1:
-            guests.unpack(Path(sys.argv[1]))
-            unpack(Path(sys.argv[1]))
-        else:
-            say(f"guest programs: {ensure()}")
-    except GuestBuildError as error:
-        say(f"error: {error}")
-        return 1
-    return 0
+def main() -> None:
+    if len(sys.argv) > 1:
+        guests.unpack(Path(sys.argv[1]))
+        unpack(Path(sys.argv[1]))
+    else:
+        say(f"guest programs: {ensure()}")
 
 
 if __name__ == "__main__":
     # Under the name that it is imported by, which the cache's key is made with.
     from tests.matrix import programs as imported
 
-    sys.exit(imported.main())
+    sys.exit(exit_status(imported.main))

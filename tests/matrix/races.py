@@ -11,16 +11,14 @@ import functools
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
 from sidecar import linux
-from sidecar.check import Subject, inspect
-from sidecar.findings import Severity
-from sidecar.listings import read_directory
 from tests.children import code_of, start_child
 from tests.matrix.actions import Action, Actions, Stage
+from tests.matrix.findings import findings
 from tests.matrix.turmoil import again_and_again
 
 __all__ = ["RACES", "check_volume"]
@@ -52,19 +50,7 @@ def together(*works: Callable[[], T]) -> list[T]:
 
 def check_volume(stage: Stage) -> None:
     """Raise AssertionError where `check` finds damage in the item's directory on its volume."""
-    if not stage.indexed:
-        return
-    subject = Subject(kinds=(), serves=stage.traits.name_unit == "bytes")
-    fd = os.open(stage.lower, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        found = [
-            finding
-            for _, page in inspect(read_directory(fd), subject)
-            for finding in page
-            if finding.severity is not Severity.NOTE
-        ]
-    finally:
-        os.close(fd)
+    found = findings(stage.lower, stage.traits) if stage.indexed else []
     assert not found, found
 
 
@@ -101,13 +87,23 @@ def _rounds(stage: Stage) -> int:
 
 def _one_winner(stage: Stage, make: Callable[[Path, int], object]) -> None:
     """Each name is made by one of four processes; other spellings are not in its way."""
+    names = _contended(stage, make, [stage.point])
+    listed = os.listdir(stage.point)
+    assert Counter(listed) == Counter([*names, *_kept(listed)])
+    settled(stage)
+
+
+def _contended(
+    stage: Stage, make: Callable[[Path, int], object], points: Sequence[Path]
+) -> list[str]:
+    """The names that four processes have tried to make, at *points* by turns: each by one."""
 
     def contend(who: int) -> dict[str, int]:
         codes = {}
         for number in range(_rounds(stage)):
             for spelling in SPELLINGS:
                 name = f"{spelling}-{number}"
-                codes[name] = code_of(make, stage.point / name, who)
+                codes[name] = code_of(make, points[who % len(points)] / name, who)
         return codes
 
     tried = together(*(functools.partial(contend, who) for who in range(_PROCESSES)))
@@ -115,9 +111,7 @@ def _one_winner(stage: Stage, make: Callable[[Path, int], object]) -> None:
         codes = Counter(codes[name] for codes in tried)
         assert codes[0] == 1, f"{name}: {codes}"
         assert set(codes) <= {0, errno.EEXIST}, f"{name}: {codes}"
-    listed = os.listdir(stage.point)
-    assert Counter(listed) == Counter([*tried[0], *_kept(listed)])
-    settled(stage)
+    return list(tried[0])
 
 
 def _kept(listed: Iterable[str]) -> list[str]:
@@ -406,23 +400,10 @@ def listings_meanwhile(stage: Stage) -> None:
 
 def two_mounts(stage: Stage) -> None:
     """Through two mounts of one sysroot: one winner a name, and nothing that was made is lost."""
-    points = (stage.point, stage.second())
-
-    def contend(who: int) -> dict[str, int]:
-        codes = {}
-        for number in range(_rounds(stage)):
-            for spelling in SPELLINGS:
-                name = f"{spelling}-{number}"
-                codes[name] = code_of(_create, points[who % 2] / name, who)
-        return codes
-
-    tried = together(*(functools.partial(contend, who) for who in range(_PROCESSES)))
-    for name in tried[0]:
-        codes = Counter(codes[name] for codes in tried)
-        assert codes[0] == 1 and set(codes) <= {0, errno.EEXIST}, f"{name}: {codes}"
+    names = _contended(stage, _create, [stage.point, stage.second()])
     _forget_all(stage)
     settled(stage)
-    assert sorted(os.listdir(stage.point)) == sorted(tried[0])
+    assert sorted(os.listdir(stage.point)) == sorted(names)
 
 
 def two_mounts_renaming(stage: Stage) -> None:

@@ -8,6 +8,7 @@ the same, and the server holds what it held before.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import random
 import re
@@ -204,7 +205,7 @@ def _soak(seconds: float, *, links: bool) -> Callable[[Stage], None]:
                 _Worker(top, process * _THREADS + thread, wanted, has_links)
                 for thread in range(_THREADS)
             ]
-            children.append(start_child(lambda: _in_threads(workers)))  # noqa: B023
+            children.append(start_child(functools.partial(_in_threads, workers)))
         done = [worker for child in children for worker in child.result()]
         assert all(worker.calls for worker in done)
         expected = _expected(done)

@@ -19,7 +19,14 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from tests.matrix.building import GuestBuildError, Runner, get_sources, private_apt, say
+from tests.matrix.building import (
+    GuestBuildError,
+    Runner,
+    exit_status,
+    get_sources,
+    private_apt,
+    say,
+)
 from tests.matrix.guest_cache import extract, in_cache
 
 __all__ = ["busybox", "busybox_files", "coreutils", "coreutils_facts", "unpack"]
@@ -126,18 +133,13 @@ def _as_mapping(facts: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in facts.splitlines())
 
 
-def main() -> int:
-    try:
-        for packed in (busybox(), coreutils()):
-            say(f"tests: {packed}")
-    except GuestBuildError as error:
-        say(f"error: {error}")
-        return 1
-    return 0
+def main() -> None:
+    for packed in (busybox(), coreutils()):
+        say(f"tests: {packed}")
 
 
 if __name__ == "__main__":
     # Under the name that it is imported by, which the cache's key is made with.
     from tests.matrix import testsuites as imported
 
-    sys.exit(imported.main())
+    sys.exit(exit_status(imported.main))

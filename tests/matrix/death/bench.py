@@ -14,11 +14,11 @@ from typing import Final
 import attrs
 
 from sidecar import volume
-from sidecar.check import Subject, inspect
-from sidecar.findings import Finding, Severity
-from sidecar.listings import read_directory
+from sidecar.findings import Finding
 from sidecar.mending import repair
 from tests.matrix.death.mutations import Mutation, Tree, look, unavailable
+from tests.matrix.death.tracing import Call, traced
+from tests.matrix.findings import findings, pages
 from tests.matrix.suite import Setting
 from tests.mounts import Mount, Mounter
 
@@ -131,35 +131,25 @@ class Bench:
         states = self.states(mutation)
         return [f"after a second try: {word}" for word in differences(self.look(name), states[-1:])]
 
+    def calls(self, mutation: Mutation) -> list[Call]:
+        """The system calls that the server makes for *mutation*, in a new directory."""
+        top = self.mount.point / self.prepared(mutation)
+        with self.patience(), traced(self.mount.process.pid, self.work / "trace") as calls:
+            _, error = walked(mutation, top)
+        if error is not None:
+            raise error
+        return calls
+
     def findings(self, name: str = ".") -> list[Finding]:
         """What `check` would find in a directory below the sysroot that is no mere note."""
-        subject = Subject(kinds=(), serves=self._serves, plain=self.traits.transparent)
-        fd = os.open(self.setting.sysroot / name, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return [
-                finding
-                for _, page in inspect(read_directory(fd), subject)
-                for finding in page
-                if finding.severity is not Severity.NOTE
-            ]
-        finally:
-            os.close(fd)
-
-    @property
-    def _serves(self) -> bool:
-        return not self.traits.transparent and self.traits.name_unit == "bytes"
+        return findings(self.setting.sysroot / name, self.traits)
 
     def mend(self) -> list[Finding]:
         """What is left to find when `check --repair --yes` was run two hours later."""
-        subject = Subject(kinds=(), serves=self._serves, plain=self.traits.transparent)
-        fd = os.open(self.setting.sysroot, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for directory, page in inspect(read_directory(fd), subject):
-                assert directory.fd is not None
-                # Nothing is done before what came of it is asked for.
-                list(repair(directory.fd, page, self.traits, time.time_ns() + _LATER_NS))
-        finally:
-            os.close(fd)
+        for directory, page in pages(self.setting.sysroot, self.traits):
+            assert directory.fd is not None
+            # Nothing is done before what came of it is asked for.
+            list(repair(directory.fd, page, self.traits, time.time_ns() + _LATER_NS))
         return self.findings()
 
     def clear(self) -> list[str]:

@@ -22,7 +22,7 @@ from tests import caches
 from tests.children import Child, start_child
 from tests.matrix.death.bench import Bench, Lacking, differences, told, walked
 from tests.matrix.death.mutations import MUTATIONS, Mutation
-from tests.matrix.death.tracing import Call, changes, killed_at, traced
+from tests.matrix.death.tracing import Call, changes, killed_at
 
 __all__ = ["FAMILIES", "check_kills", "check_load", "kill_clients", "of_family", "started"]
 
@@ -77,12 +77,7 @@ def check_kills(bench: Bench, family: str, seed: int) -> list[str]:
     words = []
     met = 0
     for mutation in mutations:
-        top = bench.mount.point / bench.prepared(mutation)
-        with bench.patience(), traced(bench.mount.process.pid, bench.work / "trace") as calls:
-            _, error = walked(mutation, top)
-        if error is not None:
-            raise error
-        moments = [call for call in calls if changes(call)]
+        moments = [call for call in bench.calls(mutation) if changes(call)]
         for moment in [chance.choice(moments)] if bench.setting.cut else moments:
             wrong, was_met = _kill(bench, mutation, moment)
             words += [f"{mutation.name}, killed before {moment}: {word}" for word in wrong]
