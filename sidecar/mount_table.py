@@ -13,6 +13,8 @@ from attrs import define, field
 
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _TABLE: Final = "/proc/self/mountinfo"
+_PIECE: Final = 1 << 16
+"""Bytes to ask for at once; the kernel gives less."""
 
 
 def _event() -> int:
@@ -64,9 +66,13 @@ class MountTable:
         """The mountpoints at which something was mounted or unmounted since the last time."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._changed)
-        with open(_TABLE, "rb") as table:
-            before, self._lines = self._lines, set(table)
+        before, self._lines = self._lines, self._read()
         return sorted({_mountpoint(line) for line in before ^ self._lines})
+
+    def _read(self) -> set[bytes]:
+        """The table's lines, by the descriptor that there is: there may be no other to be had."""
+        os.lseek(self._table, 0, os.SEEK_SET)
+        return set(b"".join(iter(lambda: os.read(self._table, _PIECE), b"")).splitlines())
 
     def close(self) -> None:
         """End the thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -24,6 +25,8 @@ from tests.mounts import Mount, Mounter
 PATIENCE: Final = 10.0
 REMEMBERED: Final = 1.2
 """Seconds after which what is remembered for a second is asked for again."""
+_FEW: Final = 8
+"""Descriptors that every server has open, and no fewer than it may wait for at once."""
 
 
 @pytest.fixture(autouse=True)
@@ -332,6 +335,29 @@ def test_a_mount_on_the_host_is_seen(mounted: Mounter) -> None:
     finally:
         subprocess.run(["umount", "-l", mount.host / "disk"], check=True)
     wait_until(lambda: os.listdir(mount.point / "disk") == ["below"])
+
+
+def test_a_mount_is_seen_by_a_server_without_descriptors(mounted: Mounter) -> None:
+    """Whoever mounts something, anywhere, does not end it."""
+    mount = mounted()
+    (mount.host / "disk").mkdir()
+    (mount.host / "disk/below").touch()
+    for _ in range(2):
+        assert os.listdir(mount.point / "disk") == ["below"]
+        time.sleep(REMEMBERED)
+    server = mount.process.pid
+    _, hard = resource.prlimit(server, resource.RLIMIT_NOFILE)
+    before = resource.prlimit(server, resource.RLIMIT_NOFILE, (_FEW, hard))
+    subprocess.run(["mount", "-t", "tmpfs", "none", mount.host / "disk"], check=True)
+    try:
+        (mount.host / "disk/above").touch()
+        # So that it has heard of it before it has descriptors again.
+        time.sleep(REMEMBERED)
+        resource.prlimit(server, resource.RLIMIT_NOFILE, before)
+        assert mount.process.poll() is None
+        wait_until(lambda: os.listdir(mount.point / "disk") == ["above"])
+    finally:
+        subprocess.run(["umount", "-l", mount.host / "disk"], check=True)
 
 
 def test_every_spelling_is_taken_back(mounted: Mounter) -> None:
