@@ -40,11 +40,11 @@ from sidecar.naming import (
     Kind,
     Policy,
     candidates,
-    escape_fits,
     fits,
     is_leftover,
     is_reserved,
     is_token,
+    may_be_escaped,
     needs_index,
 )
 from sidecar.spelling import Key
@@ -269,7 +269,7 @@ class DirectoryIndex:
                 claimed = name in self._claims
             elif self.traits.needs_spelling:
                 claimed = self._slot_taken(dirfd, name)
-        if escape_fits(name, self.traits):
+        if may_be_escaped(name, self.traits):
             stored = escape.encode(name)
             seen = look(dirfd, stored)
             if seen is not None and self._spelled(dirfd, stored):

@@ -125,6 +125,15 @@ def escape_fits(name: bytes, traits: Traits) -> bool:
     return escape.encoded_length(len(name), traits.name_unit) <= traits.name_max
 
 
+def may_be_escaped(name: bytes, traits: Traits) -> bool:
+    """Whether an entry can be there under the escape of *name*.
+
+    The limit of a volume that could not be measured, being full or read-only, is a safe belief for
+    new names; what is there may be longer.
+    """
+    return not traits.measured or escape_fits(name, traits)
+
+
 def candidates(name: bytes, traits: Traits, policy: Policy) -> Iterator[tuple[Kind, bytes]]:
     """The stored names for a new guest *name*, in the order in which they are tried.
 

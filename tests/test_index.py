@@ -23,7 +23,7 @@ from sidecar.index import DirectoryIndex, Indexes, look
 from sidecar.index_file import DamagedIndex, format_rows, parse_rows
 from sidecar.naming import HELPER_NAMES, INDEX_FILE, INDEX_LOCK, Kind, Policy, token
 from sidecar.volume import TRANSPARENT, Traits
-from tests.caseless import Volumes
+from tests.caseless import FOLDING, Volumes
 
 LONG: Final = b"a name too long for any escape in bytes " * 5
 TOKEN: Final = b".ef_0123456789abcdef"
@@ -406,6 +406,20 @@ def test_a_name_too_long_for_its_escape_gets_a_token_and_a_row(bytes_room: Room)
     assert room.guests() == sorted([LONG, LONG.upper()])
     assert set(room.disk()) - HELPER_NAMES == {LONG, stored}
     assert room.another().find(room.fd, LONG.upper())[0] is not None
+
+
+@pytest.mark.parametrize("kind", FOLDING)
+def test_long_names_of_a_full_volume(kind: str, volumes: Volumes, tmp_path: Path) -> None:
+    """Whatever its limit is believed to be where nothing can be tried, what is there is found."""
+    with entered(volumes[kind].path / tmp_path.name, None, Policy.NATURAL) as room:
+        made = {name: room.create(name) for name in (LONG, LONG.upper())}
+        inferred = volume._infer(room.fd, writable=True)
+        assert not inferred.measured
+        again = DirectoryIndex(inferred, Policy.NATURAL)
+        found = {name: again.find(room.fd, name)[0] for name in made}
+        assert {name: entry and entry.stored for name, entry in found.items()} == made
+        assert again.find(room.fd, LONG.title())[0] is None
+        assert sorted(name for name, _ in again.listing(room.fd)) == sorted(made)
 
 
 def test_the_row_is_written_before_its_object(bytes_room: Room) -> None:
