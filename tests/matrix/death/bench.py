@@ -152,6 +152,12 @@ class Bench:
             list(repair(directory.fd, page, self.traits, time.time_ns() + _LATER_NS))
         return self.findings()
 
+    @property
+    def is_filling(self) -> bool:
+        """Whether half of the volume is taken: what is left has to be looked at, and to go."""
+        seen = os.statvfs(self.setting.sysroot)
+        return seen.f_bavail < seen.f_blocks // 2
+
     def clear(self) -> list[str]:
         """Remove everything through the mount; what is still on the volume then."""
         for name in os.listdir(self.mount.point):

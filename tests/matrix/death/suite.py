@@ -92,7 +92,8 @@ class _Run:
     def afterwards(self) -> None:
         """The next server shows what the last one did, `check` can mend all, nothing stays."""
         self.bench.remount()
-        for name, where, tree in self.left:
+        while self.left:
+            name, where, tree = self.left.pop()
             words = differences(self.bench.look(where), [tree])
             self.failed(name, [f"after a remount of {where}: {word}" for word in words])
         self.failed(_AFTERWARDS, [told(finding) for finding in self.bench.mend()])
@@ -112,6 +113,8 @@ class _Death(Suite):
         try:
             for item in items:
                 run.item(item)
+                if run.bench.is_filling:
+                    run.afterwards()
             run.afterwards()
         except (AssertionError, OSError) as error:
             run.failed(_AFTERWARDS, [repr(error)])
