@@ -13,6 +13,7 @@ import pytest
 
 from sysroot_fs.guest import elf
 from tests.matrix import guests
+from tests.matrix.building import GuestBuildError, exit_status
 from tests.runs import Guest
 
 CODE: Final = {
@@ -140,3 +141,14 @@ def test_a_copy_without_links_runs(kind: str, workplace: Path) -> None:
 def test_a_kind_has_a_tar_of_its_own() -> None:
     """Each is built by itself, so that whoever wants one builds one."""
     assert len({guests.ensure(kind) for kind in guests.KINDS}) == len(guests.KINDS)
+
+
+def test_a_build_that_fails_is_a_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback: it says at which step, and where the log is."""
+
+    def fail() -> None:
+        raise GuestBuildError("make failed, see near the end of the log")
+
+    assert exit_status(fail) == 1
+    assert capsys.readouterr().err == "error: make failed, see near the end of the log\n"
+    assert exit_status(lambda: None) == 0

@@ -173,7 +173,13 @@ def test_nothing_to_run_is_an_error(words: tuple[str, ...], workplace: Path) -> 
     assert err.startswith("matrix: there is no such cell: ") and err.count("\n") == 1
 
 
-def test_a_run_that_is_ended_leaves_its_report_and_nothing_else(workplace: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)],
+)
+def test_a_run_that_is_ended_leaves_its_report_and_nothing_else(
+    number: int, status: int, workplace: Path
+) -> None:
     """The cells until then, and no mount."""
     temp, told = workplace / "temp", workplace / "report"
     temp.mkdir()
@@ -181,9 +187,9 @@ def test_a_run_that_is_ended_leaves_its_report_and_nothing_else(workplace: Path)
     with matrix(only, "--report", str(told), temp=temp) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("1/4 names/ext4/sysroot/default")
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == status
     cells = [one["cell"] for one in json.loads((told / "report.json").read_text())]
     assert cells[0]["volume"] == "ext4" and len(cells) < 4
     assert list(temp.iterdir()) == []
