@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from sysroot_fs.cli.doors import file_options
 from sysroot_fs.cli.errors import UsageError
 from sysroot_fs.cli.machine import URING, uring_problem
 from sysroot_fs.cli.options import collect, split_options
+from sysroot_fs.fuse import status
 from sysroot_fs.fuse.kernel import features
 from sysroot_fs.fuse.kernel.abi import Init
 from sysroot_fs.fuse.kernel.ring import ENTRIES
@@ -67,6 +69,7 @@ def mount(offered: None, mounted: Mounter) -> Mount:
     """A mount with rings."""
     made = mounted("uring=on")
     assert has_rings(made)
+    assert json.loads(os.getxattr(made.point, status.NAME))["uring"] is True
     return made
 
 

@@ -400,10 +400,11 @@ class Door(pyfuse3.Operations):
         await self._started.wait()
         while self._changes is not None:
             await trio.lowlevel.wait_readable(self._changes)
-            self.tree.coherence.read()
+            more = self.tree.coherence.read()
             if self.notices is not None and self.notices.waiting:
                 self.notices.tell()
-            await trio.sleep(COLLECT_SECONDS)
+            if not more:
+                await trio.sleep(COLLECT_SECONDS)
 
     async def rest(self) -> None:
         """Let the processors sleep again when requests have become few."""

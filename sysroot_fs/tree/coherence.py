@@ -387,8 +387,8 @@ class Coherence:
 
     # --- what has changed --------------------------------------------------------------------
 
-    def read(self) -> None:
-        """Take what the watchers report, a few hundred events at most."""
+    def read(self) -> bool:
+        """Take what the watchers report, a few hundred events at most; whether there is more."""
         assert self._poll is not None and self._watcher is not None and self._mounts is not None
         for fd, _ in self._poll.poll(0):
             if fd == self._mounts.fileno():
@@ -397,6 +397,7 @@ class Coherence:
             else:
                 for event in self._watcher.read():
                     self._heed(event)
+        return bool(self._poll.poll(0))
 
     def _heed(self, event: Event) -> None:
         if event.mask & fsnotify.OVERFLOW:

@@ -105,6 +105,7 @@ class Loop:
         self._notices = Notices(self.door.device)
         self._awake = Awake.chosen(self.door.options.awake)
         self.door.tree.reports["awake"] = self._awake.report
+        self.door.tree.reports["uring"] = lambda: self._rings.running
         self._handled = self._handling()
         self._rings = Rings(self.door.device, self._notices, self._handling_in_rings(), self.stop)
         self.beside[self._wake] = partial(os.eventfd_read, self._wake)
@@ -119,9 +120,9 @@ class Loop:
         self._poll.register(fd, select.POLLIN)
 
     def _read_changes(self) -> None:
-        self.door.tree.coherence.read()
-        self._poll.unregister(self._watched)
-        self._listens_at = time.monotonic() + COLLECT_SECONDS
+        if not self.door.tree.coherence.read():
+            self._poll.unregister(self._watched)
+            self._listens_at = time.monotonic() + COLLECT_SECONDS
 
     def _listen(self, patience: float | None) -> float | None:
         """Wait for changes again when it is time for that; *patience*, or less until then."""
