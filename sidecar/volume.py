@@ -23,6 +23,7 @@ from unicodedata import normalize
 from attrs import frozen
 
 from sidecar import linux
+from sidecar.making import make_directory
 
 __all__ = ["PROBE_PREFIX", "TRANSPARENT", "ProbeError", "Traits", "probe"]
 
@@ -142,7 +143,7 @@ def probe(dirfd: int) -> Traits:
     private = PROBE_PREFIX + os.urandom(8).hex().encode()
     try:
         try:
-            os.mkdir(private, 0o700, dir_fd=dirfd)
+            make_directory(dirfd, private, 0o700)
         except OSError as error:
             if error.errno not in _NO_WRITING and not _makes_nothing(dirfd, error):
                 raise

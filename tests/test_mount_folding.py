@@ -12,7 +12,7 @@ import select
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -757,3 +757,56 @@ def test_numbers_that_are_used_again_behind_the_mount(folded: Spot) -> None:
         os.unlink(folded.lower / name)
         (folded.lower / "d").mkdir()
         (folded.lower / "d").rmdir()
+
+
+# --- directories of a number that was another's -------------------------------------------------
+
+
+def takes_entries(directory: Path) -> bool:
+    """Whether something can be made in a new *directory*; it goes again."""
+    directory.mkdir()
+    taken = code_of(os.mkdir, directory / "in") == 0
+    if taken:
+        (directory / "in").rmdir()
+    directory.rmdir()
+    return taken
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Somebody has *path*, and does not have it open."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_a_new_directory_takes_entries_whoever_has_the_removed_ones(folded: Spot) -> None:
+    """Somebody outside, or another server, may hold as many as he likes."""
+    gone = [folded.lower / f"gone{number}" for number in range(10)]
+    with contextlib.ExitStack() as stack:
+        for path in gone:
+            path.mkdir()
+        for path in gone:
+            stack.enter_context(held(path))
+        for path in gone:
+            path.rmdir()
+        assert all(takes_entries(folded.path / f"e{number}") for number in range(8))
+    assert os.listdir(folded.lower) == []
+
+
+def test_a_file_that_was_found_in_a_removed_directory_is_in_nobodys_way(
+    folded: Spot, volume: Volume
+) -> None:
+    """It has another name elsewhere, and is known by the one that has gone."""
+    if volume.kind not in LINKED:
+        return
+    (folded.path / "d").mkdir()
+    (folded.path / "d/file").write_text("text")
+    os.link(folded.path / "d/file", folded.path / "other")
+    with held(folded.path / "d/file"):
+        (folded.path / "d/file").unlink()
+        (folded.path / "d").rmdir()
+        assert all(takes_entries(folded.path / f"e{number}") for number in range(8))
+        assert (folded.path / "other").read_text() == "text"

@@ -20,6 +20,7 @@ from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex, look
 from sidecar.linux import acting_as, fd_path, in_groups
 from sidecar.look import attributes, is_remote
+from sidecar.making import make_directory
 from sidecar.naming import Kind, may_be_literal
 from sidecar.twin import Caller, Guard, guard_of
 from sidecar.walk import Absent, Found, Layer, Place, Verdict
@@ -176,7 +177,7 @@ def mkdir(tree: Tree, parent_id: int, name: bytes, mode: int, caller: Caller) ->
     permissions = stat_module.S_IMODE(mode)
     found, _ = _make(
         tree, parent, name, caller,
-        lambda dirfd, stored: os.mkdir(stored, permissions, dir_fd=dirfd), os.rmdir,
+        lambda dirfd, stored: make_directory(dirfd, stored, permissions), os.rmdir,
     )  # fmt: skip
     return tree.adopt(parent, name, found, new=True)
 
