@@ -347,6 +347,18 @@ def test_an_unlinked_inode_stays_pinned(tmp_path: Path) -> None:
         assert file.read() == "kept"
 
 
+def test_what_its_volume_has_lost_is_stale_for_good(table: Table) -> None:
+    """Also where another of its number has its name: that is another inode."""
+    (table.top / "d").mkdir()
+    inode = table.look("d")
+    table.inodes.pin(inode)
+    table.inodes.vanish(inode, lost=True)
+    assert inode.descriptor is None
+    assert is_stale(table, inode)
+    again = table.look("d")
+    assert again is not inode and not is_stale(table, again)
+
+
 def test_a_pin_ends_when_a_name_is_seen_again(tmp_path: Path) -> None:
     """One of two names went: the inode is an ordinary one again under the other."""
     table = Table(tmp_path, limit=2)

@@ -782,6 +782,27 @@ def held(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def test_a_removed_directory_that_a_program_has_is_let_go(folded: Spot) -> None:
+    """The server's own descriptor would have the kernel take a new directory for the removed one.
+
+    Made behind the mount, so that nothing but that descriptor could make the difference.
+    """
+    (folded.path / "d").mkdir()
+    with held(folded.path / "d"):
+        (folded.path / "d").rmdir()
+        assert all(takes_entries(folded.lower / f"e{number}") for number in range(8))
+
+
+def test_what_was_in_a_removed_directory_is_let_go(folded: Spot) -> None:
+    """A descriptor of what was in it would keep the directory."""
+    (folded.path / "d").mkdir()
+    (folded.path / "d/file").touch()
+    with held(folded.path / "d/file"):
+        (folded.path / "d/file").unlink()
+        (folded.path / "d").rmdir()
+        assert all(takes_entries(folded.lower / f"e{number}") for number in range(8))
+
+
 def test_a_new_directory_takes_entries_whoever_has_the_removed_ones(folded: Spot) -> None:
     """Somebody outside, or another server, may hold as many as he likes."""
     gone = [folded.lower / f"gone{number}" for number in range(10)]

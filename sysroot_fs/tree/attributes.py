@@ -63,6 +63,8 @@ def _stat(tree: Tree, inode: Inode) -> Stat:
         return linux.statx(inode.reach().fd, b"", linux.AT_EMPTY_PATH)
     if inode.descriptor is not None:
         return linux.statx(inode.descriptor.fd, b"", linux.AT_EMPTY_PATH)
+    if inode.key is None:
+        raise stale()
     try:
         stat, door = attributes(tree.holder(inode).fd, inode.stored)
     except FileNotFoundError:

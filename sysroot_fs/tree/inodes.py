@@ -256,7 +256,6 @@ class Inodes:
         """It is found by its key no longer."""
         if inode.key is not None and self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
-        inode.key = None
 
     def adopt(
         self,
@@ -286,6 +285,7 @@ class Inodes:
         elif inode is not None and inode.kind != kind:
             # The number was used again for another object behind our back.
             self._leave(inode)
+            inode.key = None
             inode = None
         if inode is None:
             inode = self._new(layer, kind, dev, ino, parent, name, stored, stable, key)
@@ -379,17 +379,20 @@ class Inodes:
                 if known is not self.root:
                     known.mapped = known.rule = None
 
-    def vanish(self, inode: Inode, closed: bool = False) -> None:
+    def vanish(self, inode: Inode, closed: bool = False, lost: bool = False) -> None:
         """The last name of *inode* went away: another object may get its key.
 
-        It stays pinned where it is open, or while there is room; else it is stale from now on.
-        *closed* says that it would be known if it was open.
+        It stays pinned where it is open, or while there is room; else it is stale from now on. So
+        it is where its volume knows it no more (*lost*) and may give its number to another: for as
+        long as it is held the kernel takes that one for it (`sidecar.making`). *closed* says that
+        it would be known if it was open.
         """
         self._leave(inode)
+        inode.key = None
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
         # Before one that is not open come those that will be, and those in use.
-        if not inode.opened and not self._has_room(self.limit if closed else 0):
+        if not inode.opened and (lost or not self._has_room(self.limit if closed else 0)):
             inode.pinned = False
             inode.let_go()
 
@@ -416,6 +419,9 @@ class Inodes:
             self._open.move_to_end(inode)
 
     def _reopen(self, inode: Inode) -> None:
+        if inode.key is None:
+            # What has its name and its number by now is another.
+            raise stale()
         holder = self.holder(inode)
         try:
             descriptor = Descriptor(os.open(inode.stored, _OPEN, dir_fd=holder.fd))

@@ -293,8 +293,12 @@ class _losing:
             return
         assert self._found is not None
         # Where the place identifies, the name was the last one: such volumes have no hard links.
-        if inode.is_directory or not inode.stable or _is_gone(inode):
-            inodes.vanish(inode, closed=not self._may_be_open)
+        links = _links(inode)
+        if inode.is_directory or not inode.stable or not links:
+            # Where the volume knows it no more a descriptor is of no use, unless it keeps a file
+            # open.
+            lost = links is None and inode.kept is None
+            inodes.vanish(inode, closed=not self._may_be_open, lost=lost)
         elif self._may_be_open and (inode.parent, inode.stored) == (
             self._parent, self._found.stored,
         ):  # fmt: skip
@@ -303,13 +307,16 @@ class _losing:
             inodes.unpin(inode)
 
 
-def _is_gone(inode: Inode) -> bool:
+def _links(inode: Inode) -> int | None:
+    """How many names a pinned inode has, None where its volume knows it no more.
+
+    One served by FUSE may know nothing of an inode without a name that nobody has open.
+    """
     assert inode.descriptor is not None
     try:
-        return os.fstat(inode.descriptor.fd).st_nlink == 0
+        return os.fstat(inode.descriptor.fd).st_nlink
     except OSError:
-        # A volume served by FUSE may know nothing of an inode without a name that nobody has open.
-        return True
+        return None
 
 
 def unlink(tree: Tree, parent_id: int, name: bytes, caller: Caller) -> None:
