@@ -112,6 +112,17 @@ def test_tree(run: Run) -> None:
     )
 
 
+def test_the_order_of_a_listing_is_nothing(guest: Guest) -> None:
+    """Each link has its own target, also where a directory lists in another order each time."""
+    find = guest.sysroot / "usr/bin/find"  # before the guest's own on its path
+    find.write_text('#!/bin/sh\n[ "$2" = -type ] || back=-r\nbusybox find "$@" | sort -z $back\n')
+    find.chmod(0o755)
+    case = Case("only", "sh", "ln -s one a; ln -s two b; ln -s three c")
+    tree = run_cases([case], chroot_command(guest.sysroot), "/tmp")["only"].tree
+    targets = {entry.name: entry.target for entry in tree if entry.kind == "symlink"}
+    assert targets == {b"a": b"one", b"b": b"two", b"c": b"three"}
+
+
 def test_surroundings(run: Run) -> None:
     """A case has a clean environment, its own directory and no input."""
     outcome = one(run, "cat; umask; /usr/bin/pwd; env -u PWD -u SHLVL -u OLDPWD | sort")

@@ -74,7 +74,7 @@ FILE_BYTES: Final = 1 << 30
 _LIMIT: Final = 150.0
 _PATIENCE: Final = 560.0
 
-_STREAM: Final = ("out", "err", "late", "stat", "links", "sums", "trouble")
+_STREAM: Final = ("out", "err", "late", "stat", "names", "links", "sums", "trouble")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]*")
 _KINDS: Final = {
     stat.S_IFREG: "file",
@@ -188,7 +188,8 @@ mkdir "$io" || exit 99
 look() {
     cd "$w" || return
     find . -print0 | xargs -0 stat --printf='%n\0%f\0%u\0%g\0%s\0%h\0%t:%T\0' >"$io/stat"
-    find . -type l -print0 | xargs -0 -r readlink -z >"$io/links"
+    find . -type l -print0 >"$io/names"
+    xargs -0 -r readlink -z <"$io/names" >"$io/links"
     find . -type f -print0 | xargs -0 -r sha256sum -z >"$io/sums"
 }
 
@@ -199,7 +200,7 @@ one() {
         chown "$2:$2" "$w"
         become="chroot --skip-chdir --userspec=$2:$2 --groups=$2 /"
     fi
-    : >"$io/stat" >"$io/links" >"$io/sums" >"$io/trouble"
+    : >"$io/stat" >"$io/names" >"$io/links" >"$io/sums" >"$io/trouble"
     # The shell has what it starts in the background ignore INT and QUIT.
     (
         cd "$w" || exit 97
@@ -374,14 +375,17 @@ def _listed(parts: dict[str, bytes]) -> tuple[list[Entry], list[str]]:
     for line in parts["sums"].split(b"\0")[:-1]:
         digest, _, name = line.partition(b"  ")
         sums[name] = digest.decode()
-    targets = iter(parts["links"].split(b"\0")[:-1])
+    # By name: a directory that is read twice need not list in one order. Where a link could not be
+    # read there is a line of trouble as well.
+    names, links = (parts[part].split(b"\0")[:-1] for part in ("names", "links"))
+    targets = dict(zip(names, links, strict=False))
     fields = parts["stat"].split(b"\0")[:-1]
     entries: list[Entry] = []
     for name, kind, uid, gid, size, links, device in zip(*[iter(fields)] * 7, strict=True):
         mode = int(kind, 16)
         target, content = b"", ""
         if stat.S_ISLNK(mode):
-            target = next(targets, b"?")
+            target = targets.get(name, b"?")
         elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             target = b"%d:%d" % tuple(int(number, 16) for number in device.split(b":"))
         elif stat.S_ISREG(mode):
