@@ -30,8 +30,9 @@ from sysroot_fs.fuse.awake import REST_SECONDS, Awake
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Opcode
-from sysroot_fs.fuse.kernel.door import Door, Reply, Request
+from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
+from sysroot_fs.fuse.kernel.request import Reply, Request
 from sysroot_fs.fuse.kernel.rings import Answer, Handled, Rings
 from sysroot_fs.fuse.notices import Notices
 from sysroot_fs.tree.coherence import COLLECT_SECONDS
@@ -174,10 +175,10 @@ class Loop:
         # Looked up once: each dot costs as much as a comparison.
         readv, handled, notices = os.readv, self._handled, self._notices
         buffers = [buffer]
-        door, served, awake = self.door, self.door.served, self._awake
+        files, served, awake = self.door.files, self.door.served, self._awake
         while True:
             patience = served.patience()
-            if self._signalled or (door.locks is not None and door.locks.waiting):
+            if self._signalled or (files.locks is not None and files.locks.waiting):
                 self._settle()
                 patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
             if awake.held:
@@ -373,7 +374,7 @@ class Loop:
 
     def _sync(self, request: Request) -> None:
         try:
-            work = self.door.syncing(request)
+            work = self.door.files.syncing(request)
             self._syncs[request.unique] = request.caller.pid
             self._threads().submit(partial(self._answer, request.unique, work))
         except Exception as failure:
@@ -396,7 +397,7 @@ class Loop:
         what came of it.
         """
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
-        locks = self.door.locks
+        locks = self.door.files.locks
         if locks is not None and locks.waiting.pop(unique, None) is not None:
             self._reply_late(unique, errno.EINTR)
         elif unique in self._syncs:
@@ -412,8 +413,8 @@ class Loop:
                 del self._signalled[unique]
                 if self._syncs.pop(unique, None) is not None:
                     self._reply_late(unique, errno.EINTR)
-        if self.door.locks is not None:
-            for unique, failure in self.door.locks.again():
+        if self.door.files.locks is not None:
+            for unique, failure in self.door.files.locks.again():
                 self._reply_late(unique, _code(Opcode.SETLKW, failure) if failure else 0)
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:

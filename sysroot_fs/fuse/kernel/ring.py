@@ -23,7 +23,7 @@ from attrs import define, field
 from sidecar import linux
 from sidecar.twin import Caller
 from sysroot_fs.fuse.kernel import abi
-from sysroot_fs.fuse.kernel.door import Reply, Request
+from sysroot_fs.fuse.kernel.request import Reply, Request
 
 ENTRIES: Final = 16
 """Requests of one processor that are under way at once; fsync keeps one until it is done."""

@@ -24,8 +24,8 @@ from attrs import define, field
 
 from sidecar.twin import Caller
 from sysroot_fs.fuse.kernel.abi import Opcode
-from sysroot_fs.fuse.kernel.door import Reply, Request
 from sysroot_fs.fuse.kernel.features import processors
+from sysroot_fs.fuse.kernel.request import Reply, Request
 from sysroot_fs.fuse.kernel.ring import ENTRIES, Ring
 from sysroot_fs.fuse.notices import Notices
 
