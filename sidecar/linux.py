@@ -2,8 +2,9 @@
 
 Every function takes descriptors and bytes, calls the kernel once, and turns a failure into
 OSError(errno, text, file name), of the subclass that `os` would raise. Nothing here
-decides anything: callers know why they call. All of it may be used from any thread;
-`acting_as` changes the calling thread only.
+decides anything: callers know why they call. All of it may be used from any thread. Those on
+signals and processes stand in `processes`, on whose files are made in `identity`, on rings in
+`io_uring`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ import errno
 import fcntl
 import os
 import re
-import signal
 import struct
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, final
 
@@ -44,27 +43,17 @@ __all__ = [
     "RESOLVE_NO_XDEV",
     "STATX_BTIME",
     "Stat",
-    "acting_as",
     "call",
     "failure",
     "fallocate",
     "fd_path",
     "find",
-    "in_groups",
-    "io_uring_enter",
-    "io_uring_setup",
     "mount",
     "mount_type",
-    "name_process",
     "new_mount",
     "openat2",
-    "overrides_permissions",
-    "process_fields",
-    "read_signals",
     "renameat2",
     "same_file_lock",
-    "signal_at_parents_end",
-    "signal_descriptor",
     "statx",
     "umount",
     "utimens",
@@ -117,27 +106,6 @@ def call(
     if result < 0:
         raise failure(name)
     return result
-
-
-_SYS_IO_URING_SETUP: Final = 425
-_SYS_IO_URING_ENTER: Final = ctypes.c_long(426)
-_GET_EVENTS: Final = ctypes.c_long(1)
-_ZERO: Final = ctypes.c_long(0)
-
-
-def io_uring_setup(entries: int, params: ctypes.Array[ctypes.c_char]) -> int:
-    """A new ring for *entries* at once; *params* is struct io_uring_params, filled in."""
-    return call(_SYS_IO_URING_SETUP, entries, params)
-
-
-def io_uring_enter(ring: int, submitted: int, awaited: int) -> None:
-    """Hand *submitted* entries to the kernel and wait for as many completions as *awaited*.
-
-    A signal ends the waiting (InterruptedError) where nothing was submitted.
-    """
-    # Ints go as C int, which is all that the kernel takes of these; prepared, the others cost less.
-    if _syscall(_SYS_IO_URING_ENTER, ring, submitted, awaited, _GET_EVENTS, None, _ZERO) < 0:
-        raise failure()
 
 
 def version(release: str | None = None) -> tuple[int, ...]:
@@ -531,174 +499,3 @@ class same_file_lock:
         # the lock is not undone by a failure here.
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-
-# --- signals --------------------------------------------------------------------------
-
-_SIGNAL_SET: Final = ctypes.c_char * 128
-_SIGNALFD_INFO: Final = struct.Struct("=I124x")  # number, the rest
-_SFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
-
-
-def signal_descriptor(numbers: Iterable[signal.Signals]) -> int:
-    """A descriptor from which `read_signals` reads *numbers*; the caller has blocked them."""
-    wanted = _SIGNAL_SET()
-    _libc.sigemptyset(wanted)
-    for number in numbers:
-        _libc.sigaddset(wanted, int(number))
-    fd: int = _libc.signalfd(-1, wanted, _SFD_FLAGS)
-    if fd < 0:
-        raise failure()
-    return fd
-
-
-def read_signals(fd: int) -> list[signal.Signals]:
-    """The signals that have come."""
-    found: list[signal.Signals] = []
-    while True:
-        try:
-            data = os.read(fd, _SIGNALFD_INFO.size)
-        except BlockingIOError:
-            return found
-        (number,) = _SIGNALFD_INFO.unpack(data)
-        found.append(signal.Signals(number))
-
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-
-
-def signal_at_parents_end(number: signal.Signals) -> None:
-    """Have *number* sent to this process when the thread that has forked it ends.
-
-    The setting is the calling thread's, and a change of its user or rights clears it.
-    """
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(number)):
-        raise failure()
-
-
-def process_fields(pid: int) -> list[bytes]:
-    """What /proc/PID/stat says behind the name, from the state on; see proc(5)."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()
-
-
-def name_process(name: bytes, title: bytes) -> None:
-    """What ps shows of the calling process: its *name*, at most 15 bytes, and its command line.
-
-    The *title* stands in the place of the arguments that it was started with: what is longer than
-    these is cut off.
-    """
-    if _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name)):
-        raise failure()
-    start, end = map(int, process_fields(os.getpid())[45:47])  # arg_start and arg_end
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        os.pwrite(memory.fileno(), title[: end - start - 1].ljust(end - start, b"\0"), start)
-
-
-# --- acting as somebody else ----------------------------------------------------------
-
-_CAP_SETGID: Final = 1 << 6
-_CAP_DAC_OVERRIDE: Final = 1 << 1
-_CAP_SETUID: Final = 1 << 7
-_CAPABILITIES_V3: Final = struct.pack("=Ii", 0x20080522, 0)
-_CAP_SETS: Final = struct.Struct("=IIIIII")  # effective, permitted, inheritable; then the high half
-
-# These never block, so the interpreter lock is kept over them.
-_quick: Final = ctypes.PyDLL(None, use_errno=True)
-_setfsuid: Final = _quick.setfsuid
-_setfsgid: Final = _quick.setfsgid
-_capset: Final = _quick.capset
-
-
-def _capabilities() -> bytes:
-    header = ctypes.create_string_buffer(_CAPABILITIES_V3, len(_CAPABILITIES_V3))
-    data = ctypes.create_string_buffer(_CAP_SETS.size)
-    if _libc.capget(header, data):
-        raise failure()
-    return data.raw
-
-
-def _may_act_as_others(capabilities: bytes) -> bool:
-    effective: int = _CAP_SETS.unpack(capabilities)[0]
-    wanted = _CAP_SETUID | _CAP_SETGID
-    return os.geteuid() == 0 and effective & wanted == wanted
-
-
-def overrides_permissions() -> bool:
-    """Whether this thread may read and write any file, whatever its mode (CAP_DAC_OVERRIDE)."""
-    effective: int = _CAP_SETS.unpack(_capabilities())[0]
-    return bool(effective & _CAP_DAC_OVERRIDE)
-
-
-_start_capabilities: Final = _capabilities()
-_can_act: Final = _may_act_as_others(_start_capabilities)
-
-
-@final
-class acting_as:
-    """Let the calling thread create files as (uid, gid), with all of its own rights.
-
-    New files then belong to the caller and the volume itself decides about setgid
-    inheritance, quotas and default ACLs, which a chown afterwards gets wrong and leaves a
-    moment in which root owns the file. Capabilities stay as they were when this module was
-    imported, so that mknod of a device works and permission checks are not made twice (the
-    kernel has made them for a mount). Where the process is not root, or the caller is,
-    it does nothing (0.4 us).
-    Five system calls that each copy credentials, 14 us: for creating, not for reading.
-
-    Do not await or hop threads inside. Side effects of the kernel on any change of the
-    filesystem ids: the process's parent-death signal is cleared and it dumps no core.
-    """
-
-    __slots__ = ("_active", "_gid", "_old_gid", "_uid")
-
-    def __init__(self, uid: int, gid: int) -> None:
-        self._uid = uid
-        self._gid = gid
-        self._old_gid = 0
-        self._active = _can_act and (uid != 0 or gid != 0)
-
-    def __enter__(self) -> None:
-        if not self._active:
-            return
-        self._old_gid = _setfsgid(self._gid)
-        old_uid = _setfsuid(self._uid)
-        if old_uid:
-            # Root was given up after the import, or somebody nests: stay who we are.
-            _setfsuid(old_uid)
-            _setfsgid(self._old_gid)
-            self._active = False
-        # Leaving fsuid 0 takes CAP_CHOWN, DAC_*, FOWNER, FSETID, MKNOD ... out of the
-        # effective set, see capabilities(7).
-        elif self._uid and _capset(_CAPABILITIES_V3, _start_capabilities):
-            error = failure()
-            self.__exit__(None, None, None)
-            raise error
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._active:
-            return
-        _setfsuid(0)
-        _setfsgid(self._old_gid)
-
-
-@contextmanager
-def in_groups(groups: Collection[int]) -> Iterator[None]:
-    """Have these supplementary groups besides one's own for the moment, in all threads.
-
-    For a volume that looks them up itself. Where the process may not it changes nothing.
-    """
-    own = os.getgroups()
-    with suppress(PermissionError):
-        os.setgroups([*own, *groups])
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.setgroups(own)

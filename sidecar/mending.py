@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from sidecar import escape, index_file, linux
+from sidecar import escape, identity, index_file, linux
 from sidecar.findings import Finding, Mend
 from sidecar.index import DirectoryIndex
 from sidecar.leftovers import (
@@ -84,7 +84,7 @@ def _drop_rows(dirfd: int, findings: Sequence[Finding], index: DirectoryIndex) -
                 raise Changed("a row has its object again")
             gone.append(guest)
         # The file is written anew, and belongs to whom it belonged: root must not shut users out.
-        with linux.acting_as(file.stat.st_uid, file.stat.st_gid):
+        with identity.acting_as(file.stat.st_uid, file.stat.st_gid):
             index.drop_rows(dirfd, gone)
 
 

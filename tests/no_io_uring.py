@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 
-from sidecar import linux
+from sidecar import io_uring
 from sysroot_fs.cli import main
 
 
@@ -16,5 +16,5 @@ def _refused(entries: int, params: ctypes.Array[ctypes.c_char]) -> int:
 
 
 if __name__ == "__main__":
-    linux.io_uring_setup = _refused
+    io_uring.setup = _refused
     sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import linux
+from sidecar import identity, linux
 from sysroot_fs.tree.attributes import FS_CASEFOLD_FL, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 from tests.children import code_of, in_child
 from tests.mounts import Mount, Mounter
@@ -328,8 +328,8 @@ def test_many_files_with_few_descriptors(mounted: Mounter) -> None:
 
 def test_opens_are_not_skipped_without_rights(mount: Mount) -> None:
     """A server that may not override modes has to open when the guest does."""
-    assert linux.overrides_permissions()
-    assert not in_child(linux.overrides_permissions, uid=1000, gid=1000)
+    assert identity.overrides_permissions()
+    assert not in_child(identity.overrides_permissions, uid=1000, gid=1000)
 
 
 def test_an_open_file_under_another_name(mounted: Mounter) -> None:

@@ -1,14 +1,12 @@
-"""The system calls for real: results, errno, and who owns what is created."""
+"""The system calls for real: results and errno."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from sidecar import linux
-from tests.children import in_child
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -363,149 +360,3 @@ def test_lock_waits(tmp_path: Path) -> None:
     finally:
         os.close(one)
         os.close(two)
-
-
-# --- acting as somebody else ----------------------------------------------------------
-
-
-def test_signals_are_read_from_a_descriptor() -> None:
-    """Blocked signals that have come are read once, and without any the list is empty."""
-
-    def work() -> list[list[signal.Signals]]:
-        wanted = [signal.SIGUSR1, signal.SIGTERM]
-        signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-        fd = linux.signal_descriptor(wanted)
-        seen = [linux.read_signals(fd)]
-        for number in (*wanted, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
-        seen.append(sorted(linux.read_signals(fd)))
-        assert not os.get_inheritable(fd)
-        return [*seen, linux.read_signals(fd)]
-
-    assert in_child(work) == [[], [signal.SIGUSR1, signal.SIGTERM], []]
-
-
-def fs_ids() -> tuple[int, int]:
-    libc = ctypes.CDLL(None)
-    return libc.setfsuid(-1), libc.setfsgid(-1)
-
-
-def effective() -> str:
-    status = Path("/proc/thread-self/status").read_text("ascii")
-    return next(line for line in status.splitlines() if line.startswith("CapEff"))
-
-
-@root_only
-def test_acting_as_owns_what_it_creates(tmp_path: Path) -> None:
-    """A new file belongs to the caller, even in a directory that the caller may not write."""
-    tmp_path.chmod(0o700)
-    with linux.acting_as(1234, 2345):
-        (tmp_path / "f").touch()
-        (tmp_path / "d").mkdir()
-    (tmp_path / "mine").touch()
-    for name in ("f", "d"):
-        found = (tmp_path / name).stat()
-        assert (found.st_uid, found.st_gid) == (1234, 2345)
-    assert (tmp_path / "mine").stat().st_uid == 0
-
-
-@root_only
-def test_acting_as_inherits_the_group_of_a_setgid_directory(tmp_path: Path) -> None:
-    """The volume's own setgid rule decides about the group."""
-    os.chown(tmp_path, 0, 777)
-    tmp_path.chmod(0o2755)
-    with linux.acting_as(1234, 2345):
-        (tmp_path / "f").touch()
-        (tmp_path / "d").mkdir()
-    assert (tmp_path / "f").stat().st_gid == 777
-    found = (tmp_path / "d").stat()
-    assert (found.st_uid, found.st_gid) == (1234, 777)
-    assert found.st_mode & stat.S_ISGID
-
-
-@root_only
-def test_acting_as_keeps_every_capability(tmp_path: Path) -> None:
-    """A device can be made and a mode with setgid survives, as for root."""
-    before = effective()
-    with linux.acting_as(1234, 2345):
-        assert effective() == before
-        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        fd = os.open(tmp_path / "sgid", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o6755)
-        os.close(fd)
-    assert effective() == before
-    found = (tmp_path / "null").stat()
-    assert (found.st_uid, found.st_rdev) == (1234, os.makedev(1, 3))
-    assert stat.S_IMODE((tmp_path / "sgid").stat().st_mode) == 0o6755
-
-
-@root_only
-@pytest.mark.parametrize("ids", [(0, 0), (1234, 0), (0, 2345), (1234, 2345), (4294967294, 7)])
-def test_acting_as_is_undone(ids: tuple[int, int]) -> None:
-    """The ids are the caller's inside and root's again outside, after an error too."""
-    with linux.acting_as(*ids):
-        assert tuple(n & 0xFFFFFFFF for n in fs_ids()) == ids
-    assert fs_ids() == (0, 0)
-    with pytest.raises(ZeroDivisionError), linux.acting_as(*ids):
-        _ = 1 / 0
-    assert fs_ids() == (0, 0)
-
-
-@root_only
-def test_acting_as_changes_one_thread_only() -> None:
-    """Another thread stays root meanwhile."""
-    seen: list[tuple[int, int]] = []
-    go = threading.Event()
-
-    def look() -> None:
-        go.wait()
-        seen.append(fs_ids())
-
-    # Started outside: a thread started inside would inherit the ids.
-    other = threading.Thread(target=look)
-    other.start()
-    with linux.acting_as(1234, 2345):
-        go.set()
-        other.join()
-    assert seen == [(0, 0)]
-
-
-@root_only
-def test_acting_as_does_nothing_without_root() -> None:
-    """A process that is not root, from the start or since, keeps its own ids."""
-    # The module runs a second time as source: the other user may not be able to read this tree.
-    program = (
-        "import ctypes, os, pathlib, sys\n"
-        "from sidecar import linux\n"
-        "source = pathlib.Path(linux.__file__).read_text()\n"
-        "module = dict(vars(linux))\n"
-        "if sys.argv[1] == 'before': os.setuid(4321); exec(source, module)\n"
-        "if sys.argv[1] == 'after': os.setuid(4321)\n"
-        "for ids in (1234, 2345), (0, 0):\n"
-        "    with module['acting_as'](*ids):\n"
-        "        print(ctypes.CDLL(None).setfsuid(-1), ctypes.CDLL(None).setfsgid(-1))\n"
-    )
-    here = Path(__file__).parent.parent
-    for when in ("before", "after"):
-        done = subprocess.run(
-            [sys.executable, "-c", program, when],
-            cwd=here,
-            env={**os.environ, "PYTHONPATH": str(here)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        assert done.stdout == "4321 0\n4321 0\n"
-
-
-@root_only
-def test_in_groups_adds_groups_for_the_moment() -> None:
-    """The groups come and go; who may not have them goes on with his own."""
-
-    def groups() -> tuple[set[int], set[int], set[int]]:
-        before = set(os.getgroups())
-        with linux.in_groups((4321, 5432)):
-            inside = set(os.getgroups())
-        return before, inside, set(os.getgroups())
-
-    assert in_child(groups, groups=(77,)) == ({77}, {77, 4321, 5432}, {77})
-    assert in_child(groups, uid=1000, gid=1000, groups=(77,)) == ({77}, {77}, {77})

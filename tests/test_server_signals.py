@@ -7,7 +7,7 @@ import os
 import re
 import signal
 
-from sidecar import linux
+from sidecar import processes
 from sysroot_fs.fuse.signals import Signals, held_back
 from tests.children import in_child
 from tests.mounts import PATIENCE, Mounter, mounted_type
@@ -73,7 +73,7 @@ def test_a_blocked_signal_stays_blocked() -> None:
     def work() -> bool:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         with held_back() as fd:
-            assert linux.read_signals(fd) == []
+            assert processes.read_signals(fd) == []
         return signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     assert in_child(work)

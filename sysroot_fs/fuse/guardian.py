@@ -19,7 +19,7 @@ import signal
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
-from sidecar import linux
+from sidecar import linux, processes
 from sysroot_fs.null import to_null
 
 log = logging.getLogger(__name__)
@@ -68,14 +68,14 @@ def _start(mount: bytes) -> int | None:
 def _watch(server: int, mount: bytes) -> NoReturn:
     """The guardian's whole life."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    linux.signal_at_parents_end(signal.SIGTERM)
+    processes.signal_at_parents_end(signal.SIGTERM)
     # Nothing of the server's is kept open here: neither its device nor its descriptors.
     to_null(0, 1, 2)
     os.closerange(3, 1 << 30)
     os.setsid()
     os.chdir("/")
     with contextlib.suppress(OSError):
-        linux.name_process(_NAME, b"sysroot-fs: the guardian of %d" % server)
+        processes.name_process(_NAME, b"sysroot-fs: the guardian of %d" % server)
     ended = select.poll()
     try:
         ended.register(os.pidfd_open(server), select.POLLIN)
@@ -92,7 +92,7 @@ def _watch(server: int, mount: bytes) -> NoReturn:
 def _is_killed(pid: int) -> bool:
     """Whether the first thread of a process has ended, and others have not."""
     try:
-        return linux.process_fields(pid)[0] in (b"Z", b"X")
+        return processes.process_fields(pid)[0] in (b"Z", b"X")
     except FileNotFoundError:
         return True
 

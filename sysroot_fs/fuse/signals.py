@@ -16,7 +16,7 @@ from typing import Final, final
 
 from attrs import define, field
 
-from sidecar import linux
+from sidecar import processes
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ def held_back() -> Iterator[int]:
     Threads and programs that are started meanwhile have them blocked as well.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    fd = linux.signal_descriptor(_HANDLED)
+    fd = processes.signal_descriptor(_HANDLED)
     try:
         yield fd
     finally:
         # What came while it was ending has nothing left to end, and would kill the process now.
-        linux.read_signals(fd)
+        processes.read_signals(fd)
         os.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -56,7 +56,7 @@ class Signals:
 
     def take(self) -> None:
         """Do what those that have come mean."""
-        for number in linux.read_signals(self.fd):
+        for number in processes.read_signals(self.fd):
             if number is _TELLING:
                 log.info("requests: %s", _listed(self.counts()))
             elif not self._ended:

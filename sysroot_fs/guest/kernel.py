@@ -19,9 +19,9 @@ from sidecar.linux import (
     AT_FDCWD,
     call,
     failure,
-    signal_at_parents_end,
     umount,
 )
+from sidecar.processes import signal_at_parents_end
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000

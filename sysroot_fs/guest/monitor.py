@@ -23,7 +23,7 @@ from typing import Final, NoReturn, final
 
 from attrs import define, field
 
-from sidecar import linux
+from sidecar import processes
 from sysroot_fs.guest import identity, kernel, mounts
 from sysroot_fs.guest.channel import Channel, Kind, Message
 from sysroot_fs.guest.plan import OWN_FAILURE, Command, GuestError, Kernel, Plan, Refusal
@@ -263,13 +263,13 @@ class Monitor:
         if self._slave is not None:
             # The runner has hung up. The kernel tells the leader of the session alone.
             wanted.append(signal.SIGHUP)
-        signals = linux.signal_descriptor(wanted)
+        signals = processes.signal_descriptor(wanted)
         events.register(signals, select.POLLIN)
         events.register(self.runner, select.POLLIN)
         while True:
             ready = [fd for fd, _ in events.poll()]
             if signals in ready:
-                if signal.SIGHUP in linux.read_signals(signals):
+                if signal.SIGHUP in processes.read_signals(signals):
                     _signal_group(program, signal.SIGHUP)
                 if self._has_ended(program):
                     return

@@ -23,7 +23,7 @@ from typing import Final, NoReturn, final
 
 from attrs import define, field
 
-from sidecar import linux
+from sidecar import processes
 from sysroot_fs.fuse.guardian import guarded
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.channel import Channel, Kind, Message
@@ -90,7 +90,7 @@ class Runner:
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("run must not be called in a process that has threads: it forks")
         self._mask = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)))
-        signals = linux.signal_descriptor(_WATCHED)
+        signals = processes.signal_descriptor(_WATCHED)
         try:
             if self.plan.terminal:
                 self._outer = Outer()
@@ -203,7 +203,7 @@ class Runner:
                 while self._monitor_lives and _poll({self._guest.fileno(): select.POLLIN}, 0):
                     self._hear()
                 if signals in ready:
-                    for number in linux.read_signals(signals):
+                    for number in processes.read_signals(signals):
                         self._take(number)
                 if server in ready:
                     self._server_ended()
@@ -392,7 +392,7 @@ class Runner:
 
 def _is_ending(pid: int) -> bool:
     """Whether the child *pid* is on its way out: the kernel's PF_EXITING."""
-    return bool(int(linux.process_fields(pid)[6]) & 4)
+    return bool(int(processes.process_fields(pid)[6]) & 4)
 
 
 def _bury(runner: Channel, device: int, mount: bytes) -> None:

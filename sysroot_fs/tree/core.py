@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from attrs import define, field, frozen
 
-from sidecar import casefold, leftovers, linux, look, spelling, twin
+from sidecar import casefold, identity, leftovers, linux, look, spelling, twin
 from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
 from sidecar.naming import Policy
@@ -418,7 +418,7 @@ class Tree:
         """
         config = self.config
         all_writable = self.walk.host is None or config.host_writes == "rw" or config.read_only
-        return all_writable and not self.late_errors and linux.overrides_permissions()
+        return all_writable and not self.late_errors and identity.overrides_permissions()
 
     @property
     def late_errors(self) -> bool:

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from sidecar import linux
 from sidecar.descriptor import Descriptor
+from sidecar.identity import acting_as, in_groups
 from sidecar.index import DirectoryIndex, look
-from sidecar.linux import acting_as, fd_path, in_groups
+from sidecar.linux import fd_path
 from sidecar.look import attributes, is_remote
 from sidecar.making import make_directory
 from sidecar.naming import Kind, may_be_literal

@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import define, field
 
-from sidecar import linux
+from sidecar import identity
 from sidecar.twin import Caller
 from sysroot_fs.fuse import status
 from sysroot_fs.fuse.epoch import Epoch
@@ -129,7 +129,7 @@ class Door:
 
     def _chosen(self, flags: Init) -> Init:
         """Those of *flags* that can be had here as well."""
-        if flags & Init.WRITEBACK_CACHE and not linux.overrides_permissions():
+        if flags & Init.WRITEBACK_CACHE and not identity.overrides_permissions():
             flags &= ~Init.WRITEBACK_CACHE
             log.warning("writes=back is off: this process may not read all that can be written")
         if flags & Init.OVER_IO_URING:

@@ -20,7 +20,7 @@ from typing import Final
 
 from attrs import define, field
 
-from sidecar import linux
+from sidecar import io_uring
 from sidecar.twin import Caller
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.request import Reply, Request
@@ -112,7 +112,7 @@ class Ring:
         submissions = 2 * ENTRIES
         params = (ctypes.c_char * _PARAMS.size)()
         _PARAMS.pack_into(params, 0, 0, 2 * submissions, _SETUP, 0, *[0] * 18)
-        self.fd = linux.io_uring_setup(submissions, params)
+        self.fd = io_uring.setup(submissions, params)
         try:
             self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError:
@@ -190,7 +190,7 @@ class Ring:
         """Hand over the replies, and with *wait* wait for something to come."""
         pending, self._pending = self._pending, 0
         try:
-            linux.io_uring_enter(self.fd, pending, wait)
+            io_uring.enter(self.fd, pending, wait)
         except InterruptedError:
             # Whoever waits looks for himself, and comes back.
             return
