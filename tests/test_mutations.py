@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.linux import Stat
 from sidecar.twin import Caller
 from sysroot_fs.tree import Tree, mutations
 from sysroot_fs.tree.core import TreeConfig
@@ -37,11 +36,12 @@ def test_what_cannot_be_looked_at_is_not_made(
     gc.collect()  # trees of other tests
     open_before = len(os.listdir("/proc/self/fd"))
 
-    def fail(dirfd: int, name: bytes) -> tuple[Stat, bool]:
+    def fail(*_: object) -> None:
         raise OSError(errno.EIO, "gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(mutations, "attributes", fail)
+        # A file is looked at through its descriptor, everything else by its name.
+        broken.setattr(mutations, "_found", fail)
         with pytest.raises(OSError) as caught:
             make(tree)
     assert caught.value.errno == errno.EIO
