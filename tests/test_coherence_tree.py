@@ -15,7 +15,7 @@ import pytest
 
 from sidecar import fsnotify, look
 from sidecar.twin import ROOT
-from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, mutations
+from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, mutations, watching
 from sysroot_fs.tree import coherence as coherence_module
 from sysroot_fs.tree.coherence import LONG, SHORT, Attributes, Notice, Removed
 from sysroot_fs.tree.coherence import Entry as EntryNotice
@@ -196,7 +196,7 @@ def test_nothing_can_be_watched(
 
 def test_an_old_kernel(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that can forget names only with the mounts below them is told nothing."""
-    monkeypatch.setattr(coherence_module, "_EXPIRES", (99, 0))
+    monkeypatch.setattr(watching, "_EXPIRES", (99, 0))
     assert make().seconds("dir/file") == SHORT
 
 
@@ -213,14 +213,14 @@ def test_lost_events_take_everything_back(told: Told, caplog: pytest.LogCaptureF
     directory, sub = told.lookup("dir"), told.lookup("dir/sub")
     assert isinstance(directory, Entry) and isinstance(sub, Entry)
     for _ in range(2):
-        told.tree.coherence._heed(lost)
+        told.tree.coherence.watching._heed(lost)
     notices = set(told.read())
     assert {
         EntryNotice(ROOT_ID, b"dir"),
         *(EntryNotice(directory.inode.id, name) for name in (b"file", b"host", b"none", b"sub")),
         EntryNotice(sub.inode.id, b"none"),
     } <= notices
-    assert len(caplog.records) == 1 and told.tree.coherence.overflows == 2
+    assert len(caplog.records) == 1 and told.tree.coherence.watching.overflows == 2
 
 
 def test_absences_are_bounded(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +236,11 @@ def test_absences_are_bounded(told: Told, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_the_kernel_lets_go_of_is_watched_no_longer(told: Told) -> None:
     """Neither the directory nor its names take any memory then."""
-    before = told.tree.coherence.watches
+    before = told.tree.coherence.watching.watches
     sub = told.lookup("dir/sub")
     assert isinstance(sub, Entry)
     told.tree.inodes.forget(sub.inode.id, sub.inode.lookups)
-    assert told.tree.coherence.watches == before - 2
+    assert told.tree.coherence.watching.watches == before - 2
     assert told.after((told.sysroot / "dir/sub/none").touch) == []
 
 

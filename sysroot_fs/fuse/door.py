@@ -30,11 +30,11 @@ from sysroot_fs.fuse.notices import Notices
 from sysroot_fs.fuse.owners import Owners
 from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
 from sysroot_fs.tree.attributes import Changes
-from sysroot_fs.tree.coherence import COLLECT_SECONDS
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
 from sysroot_fs.tree.listing import Listing
 from sysroot_fs.tree.lookup import Miss
+from sysroot_fs.tree.watching import COLLECT_SECONDS
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -11,9 +11,9 @@ What was told for long is noted with its directory (`Remembered`); when the watc
 there, exactly that is taken back. Names that were never asked for cost nothing, whatever happens to
 them.
 
-An answer from the host below a directory of the sysroot depends on that directory, on its twin and
-on every twin above: all of these are watched before such an answer may last. A mount that comes or
-goes is no event in a directory: the kernel's mount table is watched for them.
+What is watched stands in `sysroot_fs.tree.watching`. An answer from the host below a directory of
+the sysroot depends on that directory, on its twin and on every twin above: all of these are watched
+before such an answer may last.
 
 The race between an answer on its way and the event that makes it wrong is closed by telling twice
 (`sysroot_fs.fuse.notices`).
@@ -21,43 +21,27 @@ The race between an answer on its way and the event that makes it wrong is close
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import logging
 import os
-import select
-import stat as stat_module
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
-from sidecar import fsnotify, linux, look
-from sidecar.fsnotify import Event, Watcher
+from sidecar import fsnotify
 from sidecar.index import DirectoryIndex
 from sidecar.linux import Stat
-from sidecar.mount_table import MountTable
 from sidecar.twin import Twin
 from sidecar.walk import Layer, Place, Walk
 from sysroot_fs.tree.inodes import Inode, Inodes, is_below
 from sysroot_fs.tree.remembered import Remembered
-
-log = logging.getLogger(__name__)
+from sysroot_fs.tree.watching import Watching
 
 LONG: Final = 86400.0
 """Seconds: as good as for ever; the kernel forgets by itself what it needs the memory for."""
 SHORT: Final = 1.0
-COLLECT_SECONDS: Final = 0.02
-"""How long a door may let changes collect before it has them read: most of them are what the mount
-itself has done, and many at once cost little more than one."""
 _WATCHED: Final = frozenset({"watched", "shared"})
 ABSENCES: Final = 100_000
 """So many absent names are remembered for long; past that all of them are taken back."""
-_OPEN: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_EXPIRES: Final = (6, 2)
-"""The first Linux that can be told to look a name up again without taking down what is mounted
-below it (FUSE_EXPIRE_ONLY)."""
-_FULL: Final = frozenset({errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @frozen(slots=True)
@@ -104,14 +88,6 @@ class Timeouts(Protocol):
     def negative_timeout(self) -> float | None: ...
 
 
-@frozen(slots=True)
-class _Role:
-    """What a watched directory is: that of *inode*, or with *twin* the host's in its place."""
-
-    inode: Inode
-    twin: bool
-
-
 @define(slots=True, eq=False)
 class Coherence:
     """Of one tree: *place* and *twin* are its, *moved* has it forget what it believes of twins."""
@@ -124,16 +100,15 @@ class Coherence:
     moved: Callable[[], None]
     union: bool
     _tell: Callable[[Notice], None] | None = field(default=None, init=False)
-    _watcher: Watcher | None = field(default=None, init=False)
-    _mounts: MountTable | None = field(default=None, init=False)
-    _poll: select.epoll | None = field(default=None, init=False)
-    _roles: dict[Hashable, list[_Role]] = field(factory=dict, init=False)
-    _directories: dict[Inode, list[tuple[Hashable, bool]]] = field(factory=dict, init=False)
-    """By inode the keys of what is watched for it, each with whether it is a twin."""
+    watching: Watching = field(init=False)
+    _can_watch: bool = field(default=False, init=False)
+    """Whether anything can be watched."""
     _absences: int = field(default=0, init=False)
-    _full: bool = field(default=False, init=False)
-    overflows: int = field(default=0, init=False)
-    """How often so much happened at once that events were lost."""
+
+    def __attrs_post_init__(self) -> None:
+        self.watching = Watching(
+            self.inodes, self.twin, self._changed, self._mounted, self.forget_all
+        )
 
     # --- starting and stopping ---------------------------------------------------------------
 
@@ -146,54 +121,28 @@ class Coherence:
         self._tell = tell
         if not _WATCHED & {self.config.coherence, self._host_mode()}:
             return None
-        try:
-            self._watcher = fsnotify.best() if linux.version() >= _EXPIRES else None
-            if self._watcher is not None:
-                return self._wait_for(self._watcher)
-        except (OSError, RuntimeError):
-            # No descriptors, no thread, or no /proc.
-            self._stop()
-        log.warning("changes behind the mount cannot be watched here: answers last a second")
-        return None
-
-    def _wait_for(self, watcher: Watcher) -> int:
-        self._mounts = MountTable()
-        self._poll = select.epoll()
-        self._poll.register(watcher.fileno(), select.EPOLLIN)
-        self._poll.register(self._mounts.fileno(), select.EPOLLIN)
-        watcher.wants_own = False
-        self.inodes.dropped.append(self._dropped)
-        return self._poll.fileno()
+        fd = self.watching.start()
+        if fd is not None:
+            self._can_watch = True
+            self.inodes.dropped.append(self._dropped)
+        return fd
 
     def _host_mode(self) -> str:
         return "none" if self.walk.host is None else self.config.host_coherence
 
     def close(self) -> None:
         """Watch nothing any more, and tell nobody."""
-        self._stop()
+        self.watching.stop()
+        self._can_watch = False
         self._tell = None
-
-    def _stop(self) -> None:
-        for each in (self._poll, self._watcher, self._mounts):
-            if each is not None:
-                each.close()
-        self._poll = self._watcher = self._mounts = None
 
     def report(self) -> dict[str, object]:
         """How it goes, for `status`."""
         return {
             "sysroot": self.config.coherence,
             "host": self._host_mode(),
-            "watcher": None if self._watcher is None else type(self._watcher).__name__.lower(),
-            "directories": self.watches,
-            "overflows": self.overflows,
-            "full": self._full,
+            **self.watching.report(),
         }
-
-    @property
-    def watches(self) -> int:
-        """How many directories are watched."""
-        return len(self._roles)
 
     # --- for how long ------------------------------------------------------------------------
 
@@ -266,7 +215,7 @@ class Coherence:
         )
         if "none" in modes or self.config.attr_timeout == 0 or self.union or self.walk.merge:
             return False
-        return self._watcher is not None or modes == {"exclusive"}
+        return self._can_watch or modes == {"exclusive"}
 
     def listed(self, inode: Inode) -> None:
         """The directory *inode* was read, and nobody says when it is closed."""
@@ -285,72 +234,17 @@ class Coherence:
         inode.remembered = Remembered()
         if inode.layer is Layer.VIRTUAL or self._mode(inode.layer) == "none":
             return
-        if self._watcher is None or self.walk.merge:
+        if not self._can_watch or self.walk.merge:
             return
         if self._mode(inode.layer) in _WATCHED:
-            inode.remembered.watched = self._add(inode, twin=False)
+            inode.remembered.watched = self.watching.add(inode, twin=False)
         else:
-            self._directories[inode] = []
-
-    def _add(self, inode: Inode, twin: bool) -> bool:
-        """Watch the directory of *inode*, or its twin's; whether that can be."""
-        if twin:
-            found = self.twin(inode)
-            if found is None:
-                return True
-            descriptor = found.descriptor
-        else:
-            descriptor = self.inodes.descriptor(inode)
-        stat = linux.statx(descriptor.fd, b"", linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC)
-        if look.is_remote(stat) or self._full:
-            return False
-        assert self._watcher is not None
-        try:
-            key = self._watcher.add(descriptor.fd)
-        except OSError as failure:
-            self._not_watched(failure)
-            return False
-        roles = self._roles.setdefault(key, [])
-        roles.append(_Role(inode, twin))
-        # The kernel has asked for it, but of a directory that is shown twice it knows only one.
-        self._watcher.wants_own = self._watcher.wants_own or len(roles) > 1
-        self._directories.setdefault(inode, []).append((key, twin))
-        return True
-
-    def _not_watched(self, failure: OSError) -> None:
-        if failure.errno in _FULL and not self._full:
-            self._full = True
-            log.warning(
-                "no more directories can be watched for changes behind the mount (%s): answers "
-                "from others last a second; fs.inotify.max_user_watches and "
-                "fs.fanotify.max_user_marks say how many",
-                failure.strerror,
-            )
+            self.watching.directories[inode] = []
 
     def _watch_beside(self, inode: Inode) -> None:
         """Watch the twins of *inode* and of all above, as far as there are any."""
-        if self._watcher is None or self.walk.merge:
-            return
-        if self.config.host_coherence == "exclusive":
-            return
-        way = list(inode.way())
-        above: Twin | None = None
-        for step in reversed(way):
-            found = self.twin(step)
-            if above is not None and _leads_elsewhere(above, step.name, found):
-                return
-            if step.remembered is None:
-                step.remembered = Remembered()
-            if not step.remembered.beside:
-                step.remembered.beside = self._add(step, twin=True)
-            if not step.remembered.beside:
-                return
-            if found is None:
-                # Whether there will be one is seen above.
-                assert inode.remembered is not None
-                inode.remembered.beside = True
-                return
-            above = found
+        if self._can_watch and not self.walk.merge and self.config.host_coherence != "exclusive":
+            self.watching.add_twins(inode)
 
     def _dropped(self, inode: Inode) -> None:
         """The kernel has let go of *inode*."""
@@ -359,58 +253,15 @@ class Coherence:
             names = parent.remembered.names
             if names.get(inode.name) == inode.id:
                 del names[inode.name]
-        for key, twin in self._directories.pop(inode, ()):
-            roles = [role for role in self._roles.get(key, ()) if role.inode is not inode]
-            if roles:
-                self._roles[key] = roles
-                continue
-            self._roles.pop(key, None)
-            if self._watcher is not None:
-                self._unwatch(self._watcher, inode, key, twin)
-        inode.remembered = None
-
-    def _unwatch(self, watcher: Watcher, inode: Inode, key: Hashable, twin: bool) -> None:
-        if twin:
-            watcher.remove(key, None)
-            return
-        if inode.descriptor is not None:
-            watcher.remove(key, inode.descriptor.fd)
-            return
-        # The kernel holds a directory in memory as long as it is watched. One that is elsewhere by
-        # now stays there until the end.
-        with contextlib.suppress(OSError):
-            fd = os.open(inode.stored, _OPEN, dir_fd=self.inodes.holder(inode).fd)
-            try:
-                watcher.remove(key, fd)
-            finally:
-                os.close(fd)
+        if inode.remembered is not None:
+            self.watching.drop(inode)
+            inode.remembered = None
 
     # --- what has changed --------------------------------------------------------------------
 
     def read(self) -> bool:
         """Take what the watchers report, a few hundred events at most; whether there is more."""
-        assert self._poll is not None and self._watcher is not None and self._mounts is not None
-        for fd, _ in self._poll.poll(0):
-            if fd == self._mounts.fileno():
-                for place in self._mounts.changed():
-                    self._mounted(os.path.basename(place))
-            else:
-                for event in self._watcher.read():
-                    self._heed(event)
-        return bool(self._poll.poll(0))
-
-    def _heed(self, event: Event) -> None:
-        if event.mask & fsnotify.OVERFLOW:
-            self.overflows += 1
-            if self.overflows == 1:
-                log.warning("too much changes behind the mount at once: all is asked for again")
-            self.forget_all()
-            return
-        roles = self._roles.get(event.key, ())
-        if event.own and len(roles) == 1:
-            return
-        for role in list(roles):
-            self._changed(role.inode, role.twin, event.name, event.mask)
+        return self.watching.read()
 
     def _changed(self, inode: Inode, twin: bool, name: bytes, mask: int) -> None:
         remembered = inode.remembered
@@ -499,7 +350,7 @@ class Coherence:
     def forget_below(self, top: Inode) -> None:
         """The same of *top* and of every directory below: they have other twins now."""
         self.moved()
-        for inode in list(self._directories):
+        for inode in list(self.watching.directories):
             if is_below(inode, top):
                 self.forget_directory(inode)
                 if inode.remembered is not None:
@@ -510,7 +361,7 @@ class Coherence:
         self.forget_below(self.inodes.root)
 
     def _take_absences_back(self) -> None:
-        for inode in self._directories:
+        for inode in self.watching.directories:
             remembered = inode.remembered
             if remembered is not None:
                 gone = [name for name, number in remembered.names.items() if not number]
@@ -521,7 +372,7 @@ class Coherence:
 
     def _mounted(self, name: bytes) -> None:
         """Something was mounted on a *name*, or unmounted there."""
-        for inode in list(self._directories):
+        for inode in list(self.watching.directories):
             remembered = inode.remembered
             number = None if remembered is None else remembered.names.get(name)
             if remembered is not None and number is not None:
@@ -553,16 +404,6 @@ class Coherence:
     def _send(self, notice: Notice) -> None:
         if self._tell is not None:
             self._tell(notice)
-
-
-def _leads_elsewhere(above: Twin, name: bytes, found: Twin | None) -> bool:
-    """Whether the host has a link as *name*: behind it are directories that are not watched."""
-    if found is not None:
-        return found.parent is not above
-    try:
-        return stat_module.S_ISLNK(os.lstat(name, dir_fd=above.descriptor.fd).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _of(mode: str, watched: bool) -> float:

@@ -35,7 +35,7 @@ from sysroot_fs.fuse.kernel.locks import AGAIN_SECONDS, Later
 from sysroot_fs.fuse.kernel.request import Reply, Request
 from sysroot_fs.fuse.kernel.rings import Answer, Handled, Rings
 from sysroot_fs.fuse.notices import Notices
-from sysroot_fs.tree.coherence import COLLECT_SECONDS
+from sysroot_fs.tree.watching import COLLECT_SECONDS
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
