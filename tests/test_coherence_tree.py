@@ -15,6 +15,7 @@ import pytest
 
 from sidecar import fsnotify, look
 from sidecar.twin import ROOT
+from sidecar.walk import Layer
 from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, mutations, watching
 from sysroot_fs.tree import coherence as coherence_module
 from sysroot_fs.tree.coherence import LONG, SHORT, Attributes, Notice, Removed
@@ -52,12 +53,7 @@ class Told:
     def after(self, act: Callable[[], object]) -> list[Notice]:
         """What is told when another process has done *act*."""
         self.read()
-        if os.fork() == 0:
-            try:
-                act()
-            finally:
-                os._exit(0)
-        os.wait()
+        by_another(act)
         return self.read()
 
     def read(self) -> list[Notice]:
@@ -66,6 +62,16 @@ class Told:
             self.tree.coherence.read()
         told, self.notices[:] = list(self.notices), []
         return told
+
+
+def by_another(act: Callable[[], object]) -> None:
+    """Have another process do *act*."""
+    if os.fork() == 0:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    os.wait()
 
 
 Maker = Callable[..., Told]
@@ -121,6 +127,20 @@ def test_exactly_what_has_changed_is_taken_back(told: Told) -> None:
         Attributes(file.inode.id, data=False),
         Attributes(directory.inode.id, data=True),
     }
+
+
+def test_a_new_file_with_the_number_of_one_that_is_gone(told: Told) -> None:
+    """It may be made before the removal is reported: the kernel hears of that all the same."""
+    file, directory = told.lookup("dir/file"), told.lookup("dir")
+    assert isinstance(file, Entry) and isinstance(directory, Entry)
+    told.read()
+    by_another((told.sysroot / "dir/file").unlink)
+    new = told.tree.inodes.adopt(
+        Layer.SYSROOT, directory.inode, b"new", b"new", file.stat.mode, file.stat.dev,
+        file.stat.ino, stable=True, new=True,
+    )  # fmt: skip
+    assert new is not file.inode
+    assert EntryNotice(directory.inode.id, b"file") in told.read()
 
 
 def test_names_that_nobody_asked_for_cost_nothing(told: Told) -> None:

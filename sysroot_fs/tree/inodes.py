@@ -279,11 +279,9 @@ class Inodes:
         kind = stat_module.S_IFMT(mode)
         key = self.key(layer, parent, stored, kind, dev, ino, stable)
         inode = self.find(key)
-        if inode is not None and new:
-            self.vanish(inode)
-            inode = None
-        elif inode is not None and inode.kind != kind:
-            # The number was used again for another object behind our back.
+        if inode is not None and (new or inode.kind != kind):
+            # The number was used again for another object behind our back. The name of the one that
+            # is gone stays noted: the kernel believes in it until the removal is reported.
             self._leave(inode)
             inode.key = None
             inode = None
