@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -357,7 +357,7 @@ def test_open_files_leave_descriptors_for_others(mounted: Mounter, door: str) ->
 
 def test_removed_files_leave_descriptors_for_others(mounted: Mounter) -> None:
     """Removed files that a guest holds without having opened them take no descriptor for good."""
-    mount = mounted(descriptors=256)
+    mount = mounted("opens=ask", descriptors=256)
     (mount.point / "many").mkdir()
     for number in range(400):
         (mount.point / f"many/{number}").touch()
@@ -370,6 +370,39 @@ def test_removed_files_leave_descriptors_for_others(mounted: Mounter) -> None:
         # What had room is as it was; the others are gone.
         assert {code_of(os.fstat, fd) for fd in held} <= {0, errno.ESTALE}
         assert os.fstat(held[0]).st_nlink == 0
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _opened_as_far_as_they_can_be(place: Path, names: Iterable[int]) -> list[int]:
+    held: list[int] = []
+    for name in names:
+        try:
+            held.append(os.open(place / str(name), os.O_RDWR | os.O_CREAT))
+        except OSError as failure:
+            assert failure.errno == errno.ENFILE
+            break
+    return held
+
+
+def test_a_file_that_is_open_is_not_lost_by_its_removal(mounted: Mounter) -> None:
+    """Where too many of them are removed that is refused, and other files are made as before."""
+    mount = mounted(descriptors=256)
+    held = _opened_as_far_as_they_can_be(mount.point, range(400))
+    assert len(held) > 50
+    try:
+        for number, fd in enumerate(held):
+            os.pwrite(fd, b"%d" % number, 0)
+        codes = [code_of(os.unlink, mount.point / str(number)) for number in range(len(held))]
+        assert set(codes) <= {0, errno.ENFILE}
+        for number in range(50):
+            (mount.point / f"other-{number}").mkdir()
+        if len(held) == 400:
+            (mount.point / "file").write_text("good")
+        for number, fd in enumerate(held):
+            assert os.pread(fd, 10, 0) == b"%d" % number
+            assert os.fstat(fd).st_nlink == bool(codes[number])
     finally:
         for fd in held:
             os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import stat
 import struct
@@ -321,6 +322,27 @@ def test_many_files_with_few_descriptors(mounted: Mounter) -> None:
         for number, fd in enumerate(held):
             assert os.pread(fd, 10, 0) == str(number).encode()
             assert os.pwrite(fd, b"new", 0) == 3
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def test_no_descriptor_is_left(mounted: Mounter) -> None:
+    """Where removed files hold what there is, others are used by descriptors of one request."""
+    mount = mounted(descriptors=256)
+    paths = [mount.point / str(number) for number in range(400)]
+    held = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+    try:
+        for fd in held:
+            os.pwrite(fd, b"old", 0)
+        codes = [code_of(os.unlink, path) for path in paths]
+        assert set(codes) == {0, errno.ENFILE}
+        for fd, other in itertools.pairwise(held):
+            assert os.lseek(fd, 0, os.SEEK_DATA) == 0
+            os.posix_fallocate(fd, 0, 100)
+            assert os.copy_file_range(other, fd, 3, 0, 10) == 3
+            assert os.pread(fd, 3, 10) == b"old"
+        assert mount.descriptors() < 240
     finally:
         for fd in held:
             os.close(fd)

@@ -16,6 +16,7 @@ list names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat as stat_module
@@ -380,19 +381,28 @@ class Inodes:
     def vanish(self, inode: Inode, closed: bool = False, lost: bool = False) -> None:
         """The last name of *inode* went away: another object may get its key.
 
-        It stays pinned where it is open, or while there is room; else it is stale from now on. So
-        it is where its volume knows it no more (*lost*) and may give its number to another: for as
-        long as it is held the kernel takes that one for it (`sidecar.making`). *closed* says that
-        it would be known if it was open.
+        It stays pinned where it is open or may be; where it is *closed* for sure, while there is
+        room. Else it is stale from now on. So it is where its volume knows it no more (*lost*) and
+        may give its number to another: for as long as it is held the kernel takes that one for it
+        (`sidecar.making`).
         """
         self._leave(inode)
         inode.key = None
         if inode.parent is not None and inode.parent.remembered is not None:
             inode.parent.remembered.names.pop(inode.name, None)
-        # Before one that is not open come those that will be, and those in use.
-        if not inode.opened and (lost or not self._has_room(self.limit if closed else 0)):
+        if not inode.opened and (lost or not self._may_stay(inode, closed)):
             inode.pinned = False
             inode.let_go()
+
+    def _may_stay(self, inode: Inode, closed: bool) -> bool:
+        """Whether the descriptor of a removed inode need not be closed for others."""
+        if closed:
+            # Before one that is not open come those that will be, and those in use.
+            return self._has_room(self.limit)
+        if inode.descriptor is not None and inode.descriptor.fd >= self.ceiling:
+            with contextlib.suppress(OSError):
+                inode.descriptor = self.lowered(inode.descriptor)
+        return inode.descriptor is None or inode.descriptor.fd < self.ceiling
 
     # --- descriptors -------------------------------------------------------------------------
 
@@ -447,11 +457,14 @@ class Inodes:
         """Close what can be opened again: descriptors are short."""
         self._shrink(FEW)
 
-    def check_room(self) -> None:
-        """Raise ENFILE where one more descriptor that stays open would be one of the last."""
-        if not self._has_room():
+    def check_room(self, more: int = 0) -> None:
+        """Raise ENFILE where one more descriptor that stays open would be one of the last.
+
+        Or one of the *more* before these.
+        """
+        if not self._has_room(more):
             self._shrink(FEW)
-            if not self._has_room():
+            if not self._has_room(more):
                 raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def _has_room(self, more: int = 0) -> bool:

@@ -28,7 +28,7 @@ from sidecar.walk import Absent, Found, Layer, Place, Verdict
 from sysroot_fs.tree import files, listing
 from sysroot_fs.tree.core import Entry, Tree, error
 from sysroot_fs.tree.files import Handle
-from sysroot_fs.tree.inodes import Inode
+from sysroot_fs.tree.inodes import FEW, Inode
 from sysroot_fs.tree.lookup import before_change, require
 
 T = TypeVar("T")
@@ -277,8 +277,9 @@ class _losing:
         assert found is not None and found.stat is not None
         self._may_be_open = tree.opens_skipped and inode.kind == stat_module.S_IFREG
         if inode.opened or (self._may_be_open and found.stat.nlink <= 1):
-            # It stays pinned for as long as somebody has it open.
-            tree.inodes.check_room()
+            # It stays pinned for as long as somebody has it open. Not in the place of the next file
+            # that somebody makes: that one is closed again, this one perhaps never.
+            tree.inodes.check_room(FEW)
         tree.inodes.pin(inode)
         if self._may_be_open and is_remote(found.stat):
             # Such a volume may forget what nobody has open.

@@ -110,7 +110,10 @@ class Served:
             self._let_go(0)
             self.tree.inodes.keep_few()
             # Whoever holds all the others must not keep a file that is open from being read.
-            return files.open_file(self.tree, number, flags, stays=False)
+            handle = files.open_file(self.tree, number, flags, stays=False)
+            # It is closed with this request: nobody else would do it.
+            files.release(handle)
+            return handle
         remote = flags != os.O_RDONLY and look.is_remote(
             linux.statx(handle.descriptor.fd, b"", linux.AT_EMPTY_PATH)
         )

@@ -208,10 +208,10 @@ class OpenFiles:
     def fallocate(self, request: Request) -> bytes:
         """Allocate space, punch holes, zero ranges."""
         fh, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(request.body)
-        fd = self._handle(fh, request.node, writing=True).descriptor.fd
+        handle = self._handle(fh, request.node, writing=True)
         if request.caller.uid:
-            attributes.drop_set_id(fd)
-        linux.fallocate(fd, mode, offset, length)
+            attributes.drop_set_id(handle.descriptor.fd)
+        linux.fallocate(handle.descriptor.fd, mode, offset, length)
         return b""
 
     def lseek(self, request: Request) -> bytes:
@@ -219,21 +219,22 @@ class OpenFiles:
         fh, offset, whence, _ = abi.LSEEK_IN.unpack_from(request.body)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise error(errno.EINVAL)
-        return abi.LSEEK_OUT.pack(
-            os.lseek(self._handle(fh, request.node).descriptor.fd, offset, whence)
-        )
+        handle = self._handle(fh, request.node)
+        return abi.LSEEK_OUT.pack(os.lseek(handle.descriptor.fd, offset, whence))
 
     def copy_file_range(self, request: Request) -> bytes:
         """Copy from one open file to another, on the volume where it can do that by itself."""
         source, start, node, target, to, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(
             request.body
         )
-        into = self._handle(target, node, writing=True).descriptor.fd
+        # Both are held: where descriptors are short the second may take the first out of the cache.
+        into = self._handle(target, node, writing=True)
+        out_of = self._handle(source, request.node)
         if request.caller.uid:
-            attributes.drop_set_id(into)
+            attributes.drop_set_id(into.descriptor.fd)
         done = os.copy_file_range(
-            self._handle(source, request.node).descriptor.fd,
-            into,
+            out_of.descriptor.fd,
+            into.descriptor.fd,
             min(length, abi.LONGEST_COPY),
             start,
             to,
