@@ -282,6 +282,21 @@ def test_a_listing_is_watched(make: Maker) -> None:
     assert Attributes(directory.inode.id, data=True) in notices
 
 
+def test_what_is_left_is_told(told: Told) -> None:
+    """So that who reads a piece of many changes comes back at once, before the kernel loses any."""
+
+    def act() -> None:
+        for number in range(3000):
+            (told.sysroot / f"dir/new-{number}").touch()
+
+    assert not told.tree.coherence.read()
+    by_another(act)
+    assert told.tree.coherence.read()
+    told.read()
+    assert not told.tree.coherence.read()
+    assert told.tree.coherence.watching.overflows == 0
+
+
 def test_a_mount_is_seen_by_its_name(told: Told) -> None:
     """On a known name of either layer; elsewhere it is nothing."""
     directory = told.lookup("dir")
