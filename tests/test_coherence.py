@@ -304,6 +304,25 @@ def test_a_twin_comes_goes_and_moves(mounted: Mounter) -> None:
         os.close(here)
 
 
+def test_a_directory_of_the_host_at_two_paths(mounted: Mounter) -> None:
+    """What is done by way of a link of the host is seen by the other path as well."""
+    mount = mounted("host_coherence=watched")
+    (mount.host / "real").mkdir()
+    (mount.host / "via").symlink_to("real")
+    (mount.sysroot / "via").mkdir()
+    direct, around = mount.point / "real", mount.point / "via"
+    (mount.host / "real/file").write_text("content")
+    for _ in range(2):
+        assert (direct / "file").read_text() == (around / "file").read_text() == "content"
+        assert os.listdir(direct) == ["file"]
+        time.sleep(REMEMBERED)
+    (around / "file").unlink()
+    wait_until(lambda: _absent(direct / "file"))
+    assert os.listdir(direct) == []
+    (direct / "file").write_text("again")
+    assert (mount.host / "real/file").read_text() == "again"
+
+
 def test_a_link_of_the_host_on_the_way(mounted: Mounter) -> None:
     """Behind a link of the host nothing is watched: what changes there is asked for in time."""
     mount = mounted()

@@ -154,7 +154,7 @@ def test_a_vanished_inode_leaves_its_key(table: Table) -> None:
     """After the last name went away another object with that number is another inode."""
     (table.top / "file").touch()
     inode = table.look("file")
-    table.inodes.vanish(inode)
+    table.inodes.vanish(inode, table.inodes.root)
     assert table.look("file") is not inode
     assert table.inodes[inode.id] is inode
 
@@ -338,7 +338,7 @@ def test_an_unlinked_inode_stays_pinned(tmp_path: Path) -> None:
     inode = table.look("file")
     table.inodes.pin(inode)
     (tmp_path / "file").unlink()
-    table.inodes.vanish(inode)
+    table.inodes.vanish(inode, table.inodes.root)
     for number in range(10):
         (tmp_path / str(number)).touch()
         table.inodes.descriptor(table.look(str(number)))
@@ -352,7 +352,7 @@ def test_what_its_volume_has_lost_is_stale_for_good(table: Table) -> None:
     (table.top / "d").mkdir()
     inode = table.look("d")
     table.inodes.pin(inode)
-    table.inodes.vanish(inode, lost=True)
+    table.inodes.vanish(inode, table.inodes.root, lost=True)
     assert inode.descriptor is None
     assert is_stale(table, inode)
     again = table.look("d")

@@ -378,8 +378,8 @@ class Inodes:
                 if known is not self.root:
                     known.mapped = known.rule = None
 
-    def vanish(self, inode: Inode, closed: bool = False, lost: bool = False) -> None:
-        """The last name of *inode* went away: another object may get its key.
+    def vanish(self, inode: Inode, parent: Inode, closed: bool = False, lost: bool = False) -> None:
+        """The last name of *inode* was removed from *parent*: another object may get its key.
 
         It stays pinned where it is open or may be; where it is *closed* for sure, while there is
         room. Else it is stale from now on. So it is where its volume knows it no more (*lost*) and
@@ -388,8 +388,9 @@ class Inodes:
         """
         self._leave(inode)
         inode.key = None
-        if inode.parent is not None and inode.parent.remembered is not None:
-            inode.parent.remembered.names.pop(inode.name, None)
+        # Where it was seen in another place last, the kernel still believes in that.
+        if inode.parent is parent and parent.remembered is not None:
+            parent.remembered.names.pop(inode.name, None)
         if not inode.opened and (lost or not self._may_stay(inode, closed)):
             inode.pinned = False
             inode.let_go()

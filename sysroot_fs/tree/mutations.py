@@ -300,7 +300,7 @@ class _losing:
             # Where the volume knows it no more a descriptor is of no use, unless it keeps a file
             # open.
             lost = links is None and inode.kept is None
-            inodes.vanish(inode, closed=not self._may_be_open, lost=lost)
+            inodes.vanish(inode, self._parent, closed=not self._may_be_open, lost=lost)
         elif self._may_be_open and (inode.parent, inode.stored) == (
             self._parent, self._found.stored,
         ):  # fmt: skip

@@ -68,6 +68,8 @@ class Watching:
     _poll: select.epoll | None = field(default=None, init=False)
     _roles: dict[Hashable, list[_Role]] = field(factory=dict, init=False)
     _full: bool = field(default=False, init=False)
+    _elsewhere: bool = field(default=False, init=False)
+    """Whether links of the host show one of its directories below another path, too."""
 
     def start(self) -> int | None:
         """Watch from now on; with a word in the log, and None, where nothing can be watched.
@@ -150,11 +152,14 @@ class Watching:
 
     def add_twins(self, inode: Inode) -> None:
         """Watch the twins of *inode* and of all above, as far as there are any."""
+        assert self._watcher is not None
         way = list(inode.way())
         above: Twin | None = None
         for step in reversed(way):
             found = self.twin(step)
             if above is not None and _leads_elsewhere(above, step.name, found):
+                # What the mount does by that way it may show by another one, too.
+                self._elsewhere = self._watcher.wants_own = True
                 return
             if step.remembered is None:
                 step.remembered = Remembered()
@@ -216,7 +221,7 @@ class Watching:
             self.lost()
             return
         roles = self._roles.get(event.key, ())
-        if event.own and len(roles) == 1:
+        if event.own and len(roles) == 1 and not self._elsewhere:
             return
         for role in list(roles):
             self.changed(role.inode, role.twin, event.name, event.mask)
