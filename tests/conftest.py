@@ -21,6 +21,7 @@ from typing import Final
 import attrs
 import pytest
 
+from sidecar.volume import PROBE_PREFIX
 from sysroot_fs.cli.doors import DOORS, VARIABLE
 from tests.caseless import Volumes
 from tests.matrix.guests import unpack
@@ -252,7 +253,9 @@ def guest(guest_root: Guest, workplace: Path) -> Guest:
     """A copy of the musl guest over an empty host, to write to."""
     own = Guest(workplace / "guest", workplace / "host")
     own.host.mkdir()
-    shutil.copytree(guest_root.sysroot, own.sysroot, symlinks=True)
+    # What a server leaves that is killed while it measures the volume is no part of the guest.
+    leftovers = shutil.ignore_patterns(f"{os.fsdecode(PROBE_PREFIX)}*")
+    shutil.copytree(guest_root.sysroot, own.sysroot, symlinks=True, ignore=leftovers)
     return own
 
 

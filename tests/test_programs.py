@@ -29,6 +29,8 @@ import pytest
 
 from tests.matrix import guests, programs
 
+pytestmark = pytest.mark.usefixtures("door")
+
 PATIENCE: Final = 30.0
 """Seconds for a program to do what it is asked."""
 

@@ -17,6 +17,8 @@ import pytest
 
 from tests.runs import RUN, Guest, Result, Word, run_guest, run_in_cell, state_of, wait_until
 
+pytestmark = pytest.mark.usefixtures("door")
+
 PASSED_ON: Final = ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2")
 
 COUNTER: Final = (

@@ -24,6 +24,8 @@ from tests.processes import CHECKOUT, Run, Starter
 from tests.users import UID
 
 Finished = subprocess.CompletedProcess[str]
+pytestmark = pytest.mark.usefixtures("door")
+
 PYTHON: Final = sys.executable
 RUN: Final = [PYTHON, "-m", "sysroot_fs", "run", "-o", "host_writes=ro"]
 _AT_ONCE: Final = 8

@@ -23,6 +23,8 @@ from tests.matrix import guests
 from tests.users import CAP_SETFCAP, CAP_SYS_ADMIN, UID
 
 Finished = subprocess.CompletedProcess[str]
+pytestmark = pytest.mark.usefixtures("door")
+
 RUN: Final = (sys.executable, "-m", "sysroot_fs", "run")
 
 
@@ -191,6 +193,7 @@ def test_a_directory_open_to_all_can_be_written(
     assert (done.stdout, done.stderr) == ("x\n", "")
 
 
+@pytest.mark.parametrize("door", ["kernel"], indirect=True)
 def test_nothing_is_lent_to_the_kernel(
     run: Callable[..., Finished], place: Path, workplace: Path
 ) -> None:
