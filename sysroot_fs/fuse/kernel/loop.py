@@ -134,6 +134,16 @@ class Loop:
         self._poll.register(self._watched, select.POLLIN)
         return patience
 
+    def _due(self) -> float | None:
+        """For how many seconds at most to wait; None where nothing has to be done meanwhile."""
+        patience, locks = self.door.served.patience(), self.door.files.locks
+        if self._signalled or (locks is not None and locks.waiting):
+            self._settle()
+            patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
+        if self._awake.held:
+            patience = REST_SECONDS
+        return self._listen(patience) if self._listens_at else patience
+
     def stop(self) -> None:
         """Have `run` return after the request that it is at. From any thread."""
         self._stopped = True
@@ -175,16 +185,9 @@ class Loop:
         # Looked up once: each dot costs as much as a comparison.
         readv, handled, notices = os.readv, self._handled, self._notices
         buffers = [buffer]
-        files, served, awake = self.door.files, self.door.served, self._awake
+        served, awake, due = self.door.served, self._awake, self._due
         while True:
-            patience = served.patience()
-            if self._signalled or (files.locks is not None and files.locks.waiting):
-                self._settle()
-                patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
-            if awake.held:
-                patience = REST_SECONDS
-            if self._listens_at:
-                patience = self._listen(patience)
+            patience = due()
             if patience is None:
                 events = wait()
             else:
@@ -233,15 +236,7 @@ class Loop:
         while not until():
             # Unknown until it is: who needs less has to say so.
             self._patience = None
-            patience = served.patience()
-            if self._signalled:
-                self._settle()
-                patience = min(patience or AGAIN_SECONDS, AGAIN_SECONDS)
-            if awake.held:
-                patience = REST_SECONDS
-            if self._listens_at:
-                patience = self._listen(patience)
-            self._patience = patience
+            self._patience = patience = self._due()
             events = self._poll.poll(None if patience is None else math.ceil(1000 * patience))
             with rings.turn:
                 if not events:
