@@ -34,7 +34,8 @@ from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.results import Book
 from benchmarks.timing import Bench
 from tests.matrix.building import say
-from tests.matrix.volumes import VolumeError, mounts_below
+from tests.matrix.volume_tools import VolumeError
+from tests.matrix.volumes import mounts_below
 
 _CHECKOUT: Final = Path(__file__).parent.parent
 _TMPFS: Final = Path("/dev/shm")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.matrix import volumes
-from tests.matrix.volumes import KINDS, Volume, VolumeError, open_volume, sweep
+from tests.matrix import volume_tools, volumes, zfs_daemon
+from tests.matrix.volume_tools import VolumeBusy, VolumeError
+from tests.matrix.volumes import KINDS, Volume, open_volume, sweep
 
 FOLDING = ("zfs", "zfs-formd", "exfat", "lowntfs")
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -126,6 +129,36 @@ def test_two_zfs_volumes_share_the_daemon(tmp_path: Path) -> None:
         assert os.listdir(outer.path) == ["b"]
 
 
+def test_the_zfs_daemon_survives_clients_that_meet(tmp_path: Path) -> None:
+    """Requests for one inode take turns in it: left to itself it dies within seconds."""
+    with open_volume("zfs", tmp_path) as volume:
+        names = [str(volume.path / f"file-{number}") for number in range(4)]
+        end = time.monotonic() + 3
+        stirring = [
+            threading.Thread(target=stir, args=(names[step:] + names[:step], end))
+            for step in range(4)
+        ]
+        for thread in stirring:
+            thread.start()
+        for thread in stirring:
+            thread.join()
+        assert os.listdir(volume.path) == []
+
+
+def stir(paths: Sequence[str], end: float) -> None:
+    """Create, link, look at and remove files that others do the same with."""
+    while time.monotonic() < end:
+        for path in paths:
+            with contextlib.suppress(FileExistsError, FileNotFoundError, PermissionError):
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR))
+                os.link(path, path + ".other")
+                os.stat(path)
+            for name in (path, path + ".other"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(name)
+                    os.unlink(name)
+
+
 def test_unmounts_when_a_user_lets_go_late(tmp_path: Path) -> None:
     """A process that still sits in the volume is waited for."""
     with open_volume("lowntfs", tmp_path) as volume:
@@ -150,14 +183,14 @@ def test_missing_tool_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def zfs_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A state in which this package has started a daemon; the signals that it is sent."""
     sent: list[int] = []
     (tmp_path / "zfs-fuse.pid").write_text("4711")
     (tmp_path / "pools-at-start").write_text("")
-    monkeypatch.setattr(volumes, "_STATE", tmp_path)
-    monkeypatch.setattr(volumes, "_PATIENCE", 0.2)
-    monkeypatch.setattr(volumes, "_is_zfs_daemon", lambda pid: not sent)
+    monkeypatch.setattr(zfs_daemon, "_STATE", tmp_path)
+    monkeypatch.setattr(zfs_daemon, "PATIENCE", 0.2)
+    monkeypatch.setattr(zfs_daemon, "_is_daemon", lambda pid: not sent)
     monkeypatch.setattr("os.kill", lambda pid, number: sent.append(pid))
     return sent
 
@@ -170,38 +203,46 @@ def answers(monkeypatch: pytest.MonkeyPatch, status: int, out: str = "") -> list
         called.append(command)
         return subprocess.CompletedProcess(command, status, out, "no answer")
 
-    monkeypatch.setattr(volumes, "_call", call)
+    monkeypatch.setattr(volume_tools, "call", call)
+    monkeypatch.setattr(zfs_daemon, "call", call)
     return called
 
 
 def test_a_daemon_without_pools_is_stopped(
-    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
+    daemon: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is nobody's any more; with a pool it is somebody's."""
     answers(monkeypatch, 0, "somebodys\n")
-    volumes._stop_zfs_daemon_if_unused()
-    assert zfs_daemon == []
+    zfs_daemon.stop_if_unused()
+    assert daemon == []
     answers(monkeypatch, 0)
-    volumes._stop_zfs_daemon_if_unused()
-    assert zfs_daemon == [4711]
+    zfs_daemon.stop_if_unused()
+    assert daemon == [4711]
 
 
 def test_a_daemon_that_does_not_answer_is_left_alone(
-    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
+    daemon: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have others' pools: it is not stopped, and no second one is started."""
     called = answers(monkeypatch, 1)
-    volumes._stop_zfs_daemon_if_unused()
-    assert zfs_daemon == []
+    zfs_daemon.stop_if_unused()
+    assert daemon == []
     with pytest.raises(VolumeError, match="does not answer"):
-        volumes._start_zfs_daemon()
+        zfs_daemon.start()
     assert not [command for command in called if command[0] == "zfs-fuse"]
 
 
-def test_a_pool_that_stays_is_an_error(
-    zfs_daemon: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_that_stays_is_an_error(daemon: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody takes it for exported because the daemon does not answer."""
     answers(monkeypatch, 1)
-    with pytest.raises(VolumeError, match="cannot be exported"):
-        volumes._export_pool("ours")
+    with pytest.raises(VolumeBusy, match="cannot be exported"):
+        zfs_daemon.export_pool("ours")
+
+
+def test_a_daemon_that_died_is_told(daemon: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to wait for, and the cause is named."""
+    answers(monkeypatch, 1)
+    monkeypatch.setattr(zfs_daemon, "_is_daemon", lambda pid: False)
+    with pytest.raises(VolumeError, match="has died") as told:
+        zfs_daemon.export_pool("ours")
+    assert not isinstance(told.value, VolumeBusy)

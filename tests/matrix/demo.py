@@ -24,6 +24,7 @@ from typing import Final
 import attrs
 
 from tests.matrix import guests, volumes
+from tests.matrix.volume_tools import VolumeError
 
 _LOADER: Final = "/" + guests.LOADER
 _PATIENCE: Final = 10.0
@@ -258,7 +259,7 @@ def show_run(stage: Stage, proofs: Proofs) -> None:
 def _folding_volume(stack: contextlib.ExitStack, base: Path) -> volumes.Volume:
     try:
         return stack.enter_context(volumes.open_volume("zfs", base))
-    except volumes.VolumeError as error:
+    except VolumeError as error:
         print(f"zfs cannot be had here ({error}): exfat instead")
     return stack.enter_context(volumes.open_volume("exfat", base))
 
@@ -366,7 +367,7 @@ def main() -> int:
     proofs = Proofs()
     try:
         _play(proofs)
-    except (DemoError, guests.GuestBuildError, volumes.VolumeError) as error:
+    except (DemoError, guests.GuestBuildError, VolumeError) as error:
         proofs.table()
         print(f"demo: {error}", file=sys.stderr)
         return 1

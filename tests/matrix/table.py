@@ -48,7 +48,8 @@ from tests.matrix.suite import (
     Tally,
 )
 from tests.matrix.suites import SUITES
-from tests.matrix.volumes import VolumeError, mounts_below, sweep
+from tests.matrix.volume_tools import VolumeError
+from tests.matrix.volumes import mounts_below, sweep
 from tests.mounts import watchdog
 
 _ZFS = frozenset(
