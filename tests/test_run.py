@@ -453,6 +453,18 @@ def test_signals_are_passed_on_once(guest_root: Guest, option: str, whom: str) -
         assert _said_by_counter(run) == []
 
 
+@pytest.mark.parametrize("option", ["--no-tty", "--pid"])
+def test_a_signal_that_comes_too_late(guest_root: Guest, option: str) -> None:
+    """The status is the command's, however late the runner hears of a signal."""
+    with guest_root.start("trap '' HUP; echo ready; read line; exit 5", option) as run:
+        assert run.stdin and run.stdout
+        run.stdout.readline()
+        run.stdin.write(b"end\n")
+        while run.poll() is None:
+            run.send_signal(signal.SIGHUP)
+        assert run.returncode == 5
+
+
 def test_interrupt_at_a_terminal_is_not_doubled(guest_root: Guest) -> None:
     """With standard input a terminal and output a pipe, ^C and ^\\ reach the command once each."""
     master, slave = os.openpty()

@@ -86,6 +86,9 @@ class Runner:
         """Run the program; its exit status, 128 + N where signal N has killed it.
 
         Raises `Refusal` where it cannot be started, GuestError where the root cannot be made.
+
+        The signals that are passed on stay blocked, for the caller is about to end: one that comes
+        when the program has ended is too late, and does not take the place of its status.
         """
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("run must not be called in a process that has threads: it forks")
@@ -101,7 +104,6 @@ class Runner:
                 self._outer.restore()
             self._end()
             os.close(signals)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if self._failure is not None:
             raise self._failure
         if self._interrupted is not None:
@@ -414,4 +416,4 @@ def _poll(wanted: dict[int, int], seconds: float | None) -> dict[int, int]:
     for fd, events in wanted.items():
         poll.register(fd, events)
     # Rounded up: rounded down, the last millisecond would be spent spinning.
-    return dict(poll.poll(None if seconds is None else 1000 * seconds + 1))
+    return dict(poll.poll(1000 * seconds + 1 if seconds else seconds))
