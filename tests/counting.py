@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tests.mounts import Mount
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 _LINE: Final = re.compile(r"requests: (.*)")
 _LATER: Final = {"release", "releasedir", "forget", "batch_forget"}

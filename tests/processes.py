@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
 from attrs import define, field, frozen
 
 from tests import users
+from tests.waiting import comes
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 _MARK: Final = "SYSROOT_FS_TEST_RUN"
@@ -42,16 +43,6 @@ def _look(pid: int) -> Process:
 def all_processes() -> Iterator[int]:
     """The ids of every process on the machine."""
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def wait_until(true: Callable[[], object], seconds: float = 20.0) -> bool:
-    """Whether *true* came to be in time."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @define(eq=False)
@@ -104,7 +95,7 @@ class Run:
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of them; one that is gone already is no failure."""
         # A process whose memory is just being replaced shows no environment.
-        wait_until(lambda: role in self._roles or role in self.find() or self.is_over(), 20.0)
+        comes(lambda: role in self._roles or role in self.find() or self.is_over(), 20.0)
         if role in self._roles:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._roles[role], number)
@@ -119,7 +110,7 @@ class Run:
 
     def left(self, seconds: float = 20.0) -> str:
         """What is left after *seconds*, in words; empty where all is gone in time."""
-        if wait_until(self.is_over, seconds):
+        if comes(self.is_over, seconds):
             return ""
         return f"{self.find()} {self.processes()} {self.mounts()} {self.said()}"
 

@@ -10,8 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -111,14 +110,6 @@ class Guest:
             finally:
                 watchdog.cancel()
                 process.kill()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until *condition* is true, and fail if it never is."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def state_of(pid: int) -> str:

@@ -51,14 +51,6 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until *true* says so, for what nobody reports; fail when it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-
-
 class _Tolerant(pyte.Screen):
     """pyte's screen takes no argument for the private forms of this sequence."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.twin import Caller
 from sidecar.walk import Absent, Found, Layer
-from sysroot_fs.tree import Entry, Tree, TreeConfig, answered, lookup, mutations
+from sysroot_fs.tree import Entry, Tree, TreeConfig, answered, lookup, mutations, renames
 from tests.children import code_of
 
 WHO = Caller(0, 0, 100)
@@ -63,7 +63,7 @@ def test_nothing_is_believed_after_a_change(tree: Tree) -> None:
         lookup.lookup(tree, 1, name, WHO)
     mutations.mkdir(tree, 1, b"one", 0o755, WHO)
     lookup.lookup(tree, 1, b"one", WHO)
-    mutations.rename(tree, 1, b"one", 1, b"two", 0, WHO)
+    renames.rename(tree, 1, b"one", 1, b"two", 0, WHO)
     assert isinstance(_before(tree, b"two"), Found)
     assert isinstance(_before(tree, b"one"), Absent)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from sysroot_fs.cli import daemon, machine, main, preflight
 from sysroot_fs.cli.errors import CommandError, FuseUnavailable, MountFailed, SysrootError
 from sysroot_fs.cli.options import Settings
 from sysroot_fs.cli.preflight import mount_at
+from tests.waiting import comes, wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "sysroot_fs")
@@ -60,16 +61,6 @@ class Result:
         assert self.err.startswith("sysroot-fs: ") and self.err.count("\n") == 1, self.err
         for part in parts:
             assert part in self.err
-
-
-def wait_for(condition: Callable[[], object]) -> bool:
-    """Whether the condition came true in time."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def is_mounted(path: Path) -> bool:
@@ -122,7 +113,7 @@ class Place:
         raise AssertionError("not in /proc/mounts")
 
     def ended(self) -> bool:
-        return wait_for(lambda: not is_mounted(self.mountpoint) and not servers(self.mountpoint))
+        return comes(lambda: not is_mounted(self.mountpoint) and not servers(self.mountpoint))
 
     def clean_up(self) -> None:
         for _ in range(5):
@@ -269,7 +260,7 @@ def test_foreground(place: Place, flag: str, number: signal.Signals) -> None:
         stderr=subprocess.PIPE,
     ) as server:
         try:
-            assert wait_for(lambda: is_mounted(place.mountpoint))
+            wait_until(lambda: is_mounted(place.mountpoint))
             server.send_signal(number)
             _, err = server.communicate(timeout=PATIENCE)
         finally:
@@ -374,7 +365,7 @@ def test_mountpoint_dead(place: Place) -> None:
     place.mounted()
     pid = place.server
     os.kill(pid, signal.SIGKILL)
-    assert wait_for(lambda: not servers(place.mountpoint))
+    wait_until(lambda: not servers(place.mountpoint))
     place.mount().assert_sentence("dead mount", f"fusermount3 -u {place.mountpoint}")
 
 
@@ -561,7 +552,7 @@ def test_ready_releases_the_caller(tmp_path: Path) -> None:
     daemon.run_detached(work)
     assert not done.exists()
     (tmp_path / "go").touch()
-    assert wait_for(done.exists)
+    wait_until(done.exists)
     os.wait()
 
 
@@ -644,12 +635,12 @@ def test_interrupted_while_waiting(tmp_path: Path) -> None:
         [sys.executable, "-c", script, tmp_path], env=environment(), stderr=subprocess.PIPE
     ) as shell:
         pid_file = tmp_path / "pid"
-        assert wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        wait_until(lambda: pid_file.exists() and pid_file.read_text())
         child = int(pid_file.read_text())
         shell.send_signal(signal.SIGINT)
         _, err = shell.communicate(timeout=PATIENCE)
     assert (shell.returncode, err) == (130, b"")
-    assert wait_for(lambda: not _runs(child))
+    wait_until(lambda: not _runs(child))
 
 
 def _runs(pid: int) -> bool:

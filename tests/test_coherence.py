@@ -20,6 +20,7 @@ from sidecar import fsnotify
 from tests import caches
 from tests.counting import requests
 from tests.mounts import Mount, Mounter
+from tests.waiting import wait_until
 
 # The mounts of this module remember for a day what they watch: who sees a change has been told.
 PATIENCE: Final = 10.0
@@ -75,14 +76,6 @@ def _place(mount: Mount, place: str, name: str = "dir") -> Seen:
     (lower / "sub").mkdir()
     (lower / "sub/below").write_text("below")
     return Seen(mount, mount.point / "place" / name, lower)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until *condition* holds: long, but not for what the kernel remembers to expire."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never was seen"
-        time.sleep(0.01)
 
 
 def _read(path: Path) -> bytes:

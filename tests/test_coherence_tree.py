@@ -16,7 +16,7 @@ import pytest
 from sidecar import fsnotify, look
 from sidecar.twin import ROOT
 from sidecar.walk import Layer
-from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, mutations, watching
+from sysroot_fs.tree import Entry, Tree, TreeConfig, listing, lookup, renames, watching
 from sysroot_fs.tree import coherence as coherence_module
 from sysroot_fs.tree.coherence import LONG, SHORT, Attributes, Notice, Removed
 from sysroot_fs.tree.coherence import Entry as EntryNotice
@@ -268,7 +268,7 @@ def test_a_renamed_directory_has_another_twin(told: Told) -> None:
     """What the guest renames itself: absences below it may be wrong under the new path."""
     directory, sub = told.lookup("dir"), told.lookup("dir/sub")
     assert isinstance(directory, Entry) and isinstance(sub, Entry)
-    mutations.rename(told.tree, directory.inode.id, b"sub", ROOT_ID, b"sub", 0, ROOT)
+    renames.rename(told.tree, directory.inode.id, b"sub", ROOT_ID, b"sub", 0, ROOT)
     assert EntryNotice(sub.inode.id, b"none") in told.read()
 
 

@@ -21,7 +21,8 @@ from sysroot_fs.fuse.kernel.mounting import Mounted
 from sysroot_fs.fuse.notices import AGAIN_SECONDS, Notices
 from sysroot_fs.fuse.options import MountOptions
 from tests.mounts import Mounter
-from tests.processes import all_processes, wait_until
+from tests.processes import all_processes
+from tests.waiting import wait_until
 
 _MKDIR = """
 import os, sys
@@ -39,7 +40,7 @@ def _start_mkdir(path: Path) -> subprocess.Popen[str]:
 def _guardian(server: int) -> int:
     """It is started a moment after the mount is there."""
     children = Path(f"/proc/{server}/task/{server}/children")
-    assert wait_until(lambda: children.read_text())
+    wait_until(lambda: children.read_text())
     (guardian,) = children.read_text().split()
     return int(guardian)
 
@@ -61,14 +62,14 @@ def test_who_waits_for_a_killed_server_is_let_go_of(mounted: Mounter) -> None:
     guardian = _guardian(mount.process.pid)
     # Told now, when nobody holds the directory, and once more when somebody does.
     (mount.sysroot / "directory/file").unlink()
-    assert wait_until(lambda: not (mount.point / "directory/file").exists())
+    wait_until(lambda: not (mount.point / "directory/file").exists())
     with _start_mkdir(mount.point / "directory/new") as waiting:
-        assert wait_until(lambda: _waits_in(mount.process.pid, "fuse_reverse_inval_entry"))
+        wait_until(lambda: _waits_in(mount.process.pid, "fuse_reverse_inval_entry"))
         mount.process.kill()
         said, _ = waiting.communicate(timeout=20)
     assert int(said) in (errno.ECONNABORTED, errno.ENOTCONN)
     mount.kill()
-    assert wait_until(lambda: guardian not in all_processes())
+    wait_until(lambda: guardian not in all_processes())
 
 
 def _answer(device: int, expected: abi.Opcode, body: bytes) -> None:
@@ -103,10 +104,10 @@ def test_a_server_that_ends_lets_go_of_whom_its_notices_wait_for(
     with _start_mkdir(workplace / "new") as waiting:
         _answer(device, abi.Opcode.GETATTR, root)
         # It holds the directory now, and waits for the answer whether the name is there.
-        assert wait_until(lambda: _waits_in(waiting.pid, "fuse_lookup"))
+        wait_until(lambda: _waits_in(waiting.pid, "fuse_lookup"))
         notices.drop(1, b"other")
         notices.tell()
-        assert wait_until(lambda: _waits_in(os.getpid(), "fuse_reverse_inval_entry"))
+        wait_until(lambda: _waits_in(os.getpid(), "fuse_reverse_inval_entry"))
         notices.close()
         said, _ = waiting.communicate(timeout=20)
     assert int(said) == errno.ECONNABORTED
@@ -116,7 +117,7 @@ def test_guardians_of_servers_that_end_in_order_are_gone_with_them(mounted: Moun
     mount = mounted()
     guardian = _guardian(mount.process.pid)
     line = Path(f"/proc/{guardian}/cmdline")
-    assert wait_until(lambda: line.read_bytes().startswith(b"sysroot-fs: the guardian of "))
+    wait_until(lambda: line.read_bytes().startswith(b"sysroot-fs: the guardian of "))
     mount.stop()
     assert guardian not in all_processes()
 

@@ -47,10 +47,10 @@ from tests.terminals import (
     Screen,
     Terminal,
     children,
-    eventually,
     marker,
     memory,
 )
+from tests.waiting import wait_until
 
 CHECKOUT: Final = Path(__file__).parent.parent
 
@@ -272,8 +272,8 @@ def test_output_survives_a_late_reader(text_file: Path, options: tuple[str, ...]
     script = f"head -c {size} {text_file}; touch {done}"
     with on_terminal("sh", "-c", script, options=options, stdout=writer) as user:
         os.close(writer)
-        eventually(done.exists)
-        eventually(lambda: not children(user.pid))
+        wait_until(done.exists)
+        wait_until(lambda: not children(user.pid))
         # Longer than the patience of `finish`.
         time.sleep(1.5)
         assert user.process.poll() is None
@@ -329,7 +329,7 @@ def test_flood_with_a_stuck_reader(options: tuple[str, ...], reads: bool) -> Non
             assert memory(user.pid) < before + 8 * BUFFER
         assert children(user.pid)
         user.type_unread(INTERRUPT)
-        eventually(lambda: not children(user.pid))
+        wait_until(lambda: not children(user.pid))
         assert user.wait() == 128 + signal.SIGINT
 
 
@@ -347,7 +347,7 @@ def assert_idle(pid: int) -> None:
         time.sleep(0.2)
         return ticks(pid) == before
 
-    eventually(rests)
+    wait_until(rests)
     before = ticks(pid)
     time.sleep(1)
     assert ticks(pid) - before < os.sysconf("SC_CLK_TCK") // 5
@@ -486,12 +486,12 @@ def test_continued_in_the_foreground_is_raw_again() -> None:
         before = user.at_start
         user.read_until(READY)
         user.signal(signal.SIGSTOP)
-        eventually(lambda: " T " in Path(f"/proc/{user.pid}/stat").read_text())
+        wait_until(lambda: " T " in Path(f"/proc/{user.pid}/stat").read_text())
         # As a shell does when its job stops.
         assert user.slave is not None
         termios.tcsetattr(user.slave, termios.TCSANOW, before)
         user.signal(signal.SIGCONT)
-        eventually(user.is_raw)
+        wait_until(user.is_raw)
         user.send(b"\r")
         assert user.wait() == 0
         assert user.modes() == before
@@ -525,11 +525,11 @@ def test_background_job_comes_to_the_foreground() -> None:
         user.read_until(b"started")
         assert user.modes() == before
         user.send(b"fg\r")
-        eventually(user.is_raw)
+        wait_until(user.is_raw)
         user.send(b"hello\r")
         user.read_until(b"hello\r\nhello\r\n")
         user.send(END)
-        eventually(lambda: not user.is_raw())
+        wait_until(lambda: not user.is_raw())
         user.send(b"stty -a; exit 9\r")
         user.read_until(b"icanon")
         assert user.wait() == 9
@@ -681,7 +681,7 @@ def test_stuck_pipe_after_the_end_can_be_interrupted(text_file: Path) -> None:
         assert os.read(reader, 100) == READY
         assert user.is_raw()
         user.send(b"\r")
-        eventually(lambda: not user.is_raw())
+        wait_until(lambda: not user.is_raw())
         assert user.process.poll() is None
         user.send(INTERRUPT)
         # Python's own end on SIGINT.

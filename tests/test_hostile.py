@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from sidecar import linux
 from tests import caches
 from tests.children import code_of, in_child
 from tests.mounts import Mounter
+from tests.waiting import wait_until
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,15 +30,6 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _make_the_kernel_forget() -> None:
     caches.drop()
-
-
-def _wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 # --- planted links ------------------------------------------------------------------------------
@@ -143,7 +135,7 @@ def test_what_is_removed_as_soon_as_it_is_made_costs_nothing(mounted: Mounter) -
         os.waitpid(pid, 0)
     assert made
     _make_the_kernel_forget()
-    assert _wait_until(lambda: mount.descriptors() <= before), mount.descriptors()
+    wait_until(lambda: mount.descriptors() <= before)
 
 
 # --- rights -------------------------------------------------------------------------------------
@@ -352,7 +344,7 @@ def test_open_files_leave_descriptors_for_others(mounted: Mounter, door: str) ->
             os.close(fd)
     (mount.point / "other/file").write_text("again")
     _make_the_kernel_forget()
-    assert _wait_until(lambda: mount.descriptors() <= before + 8)
+    wait_until(lambda: mount.descriptors() <= before + 8)
 
 
 def test_removed_files_leave_descriptors_for_others(mounted: Mounter) -> None:
@@ -432,7 +424,7 @@ def test_a_renamed_directory_loses_its_twin(mounted: Mounter) -> None:
     (mount.host / "old/file").write_text("host")
     assert (mount.point / "old/file").read_text() == "host"
     os.rename(mount.point / "old", mount.point / "new")
-    assert _wait_until(lambda: not (mount.point / "new/file").exists())
+    wait_until(lambda: not (mount.point / "new/file").exists())
 
 
 def test_a_lease_does_not_stop_the_mount(mounted: Mounter) -> None:
@@ -462,7 +454,7 @@ def test_memory_and_descriptors_come_back(mounted: Mounter) -> None:
         assert _walk(mount.point / top.name) == 3000
         held = mount.descriptors()
         _make_the_kernel_forget()
-        assert _wait_until(lambda held=held: mount.descriptors() < held / 2)  # type: ignore[misc]
+        wait_until(lambda held=held: mount.descriptors() < held / 2)  # type: ignore[misc]
         levels.append(mount.memory_kib())
     # Three thousand inodes that stayed would be two MiB a turn.
     assert levels[2] - levels[0] < 2048, levels
@@ -508,7 +500,7 @@ def test_a_full_volume(small: Path, mounted: Mounter) -> None:
     assert kept.read_bytes() == b"k" * 5000
     (mount.point / "big").rename(mount.point / "moved")
     (mount.point / "moved").unlink()
-    assert _wait_until(lambda: code_of((mount.point / "more").write_bytes, b"m" * 9000) == 0)
+    wait_until(lambda: code_of((mount.point / "more").write_bytes, b"m" * 9000) == 0)
 
 
 # --- a server that dies -------------------------------------------------------------------------

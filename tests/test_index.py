@@ -24,6 +24,7 @@ from sidecar.index_file import DamagedIndex, format_rows, parse_rows
 from sidecar.naming import HELPER_NAMES, INDEX_FILE, INDEX_LOCK, Kind, Policy, token
 from sidecar.volume import TRANSPARENT, Traits
 from tests.caseless import FOLDING, Volumes
+from tests.waiting import wait_until
 
 LONG: Final = b"a name too long for any escape in bytes " * 5
 TOKEN: Final = b".ef_0123456789abcdef"
@@ -346,16 +347,6 @@ def test_a_name_that_the_volume_refuses_is_escaped(volumes: Volumes) -> None:
 # --- changes behind the index -------------------------------------------------------------------
 
 
-def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Whether something comes to hold in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def test_outside_changes_are_noticed_within_a_second(room: Room) -> None:
     """An entry made, renamed and removed from outside is found so, whatever was known before."""
     room.create(b"Mine")
@@ -363,13 +354,13 @@ def test_outside_changes_are_noticed_within_a_second(room: Room) -> None:
     assert room.index.find(room.fd, b"mine") == (None, True)
     (room.path / "theirs").touch()
     (room.path / "Mine").rename(room.path / "other")
-    assert within(1.2, lambda: room.guests() == [b"other", b"theirs"])
+    wait_until(lambda: room.guests() == [b"other", b"theirs"], 1.2)
     assert room.find(b"Mine") is None
     (room.path / "new").touch()
-    assert within(1.2, lambda: room.find(b"new") is not None)
+    wait_until(lambda: room.find(b"new") is not None, 1.2)
     (room.path / "theirs").unlink()
     assert room.find(b"theirs") is None
-    assert within(1.2, lambda: room.guests() == [b"new", b"other"])
+    wait_until(lambda: room.guests() == [b"new", b"other"], 1.2)
 
 
 def test_a_case_only_rename_from_outside_is_noticed_within_a_second(room: Room) -> None:
@@ -378,8 +369,8 @@ def test_a_case_only_rename_from_outside_is_noticed_within_a_second(room: Room) 
     assert room.find(b"Foo") is not None
     (room.path / "Foo").rename(room.path / "between")
     (room.path / "between").rename(room.path / "foo")
-    assert within(1.2, lambda: room.find(b"foo") == (b"foo", Kind.LITERAL))
-    assert within(1.2, lambda: room.find(b"Foo") is None)
+    wait_until(lambda: room.find(b"foo") == (b"foo", Kind.LITERAL), 1.2)
+    wait_until(lambda: room.find(b"Foo") is None, 1.2)
 
 
 def test_what_another_mount_made_is_found_at_once(room: Room) -> None:

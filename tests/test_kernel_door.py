@@ -20,7 +20,7 @@ from sidecar import identity, linux
 from sysroot_fs.tree.attributes import FS_CASEFOLD_FL, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 from tests.children import code_of, in_child
 from tests.mounts import Mount, Mounter
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 _PUNCH_HOLE = 0x02
 _KEEP_SIZE = 0x01

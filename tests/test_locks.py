@@ -19,7 +19,7 @@ from tests.children import Child, code_of, in_child, start_child
 from tests.counting import requests
 from tests.file_calls import opened
 from tests.mounts import Mount, Mounter
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
 

@@ -10,10 +10,8 @@ import errno
 import functools
 import mmap
 import os
-import select
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,10 +20,12 @@ import attrs
 import pytest
 
 from sidecar import linux
+from tests import caches
 from tests.caseless import open_kind
 from tests.children import code_of, in_child, start_child
 from tests.matrix import guests
 from tests.mounts import Mount, Mounter
+from tests.waiting import wait_until
 
 LONG: Final = ("entry_timeout=1000", "negative_timeout=1000")
 USER: Final = 1000
@@ -81,7 +81,9 @@ def room(stage: tuple[Mount, str]) -> Iterator[Room]:
     lower = mount.sysroot / name
     (mount.point / name).mkdir()
     (mount.point / name).chmod(0o777)
-    yield Room(mount.point / name, lower, mount, kind)
+    # Where the volume makes inode numbers up, they last for as long as the kernel remembers them.
+    with caches.kept():
+        yield Room(mount.point / name, lower, mount, kind)
     mount.check_log()
 
 
@@ -113,14 +115,6 @@ def rename_flags(old: Path, new: Path, flags: int) -> int:
 
 def make_exclusively(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Poll until *condition* holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never became so"
-        select.select([], [], [], 0.02)
 
 
 def absent(*paths: Path) -> None:

@@ -25,7 +25,8 @@ from sysroot_fs.tree import Entry, Tree, TreeConfig, lookup
 from sysroot_fs.tree.inodes import ROOT_ID
 from tests.children import code_of, in_child, start_child
 from tests.mounts import Mount, Mounter
-from tests.test_mount_fold import absent, contents, make_exclusively, put, wait_until
+from tests.test_mount_fold import absent, contents, make_exclusively, put
+from tests.waiting import wait_until
 
 LONG: Final = ("entry_timeout=1000", "negative_timeout=1000")
 USER: Final = 1000

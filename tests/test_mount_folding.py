@@ -8,11 +8,9 @@ import functools
 import io
 import itertools
 import os
-import select
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +21,7 @@ from tests.children import code_of, in_child, start_child
 from tests.conftest import Spot
 from tests.matrix.volumes import Volume
 from tests.mounts import Mount, Mounter
+from tests.waiting import wait_until
 
 LINKED: Final = ("zfs", "zfs-formd", "lowntfs")
 """The folding volumes with hard links and symlinks; exfat has neither."""
@@ -41,14 +40,6 @@ def rename_flags(old: Path, new: Path, flags: int) -> int:
 def contents(directory: Path) -> dict[str, str]:
     """Name and content of every file, as listed."""
     return {name: (directory / name).read_text() for name in os.listdir(directory)}
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll until *condition* holds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never became so"
-        select.select([], [], [], 0.02)
 
 
 def lists(directory: Path, names: set[str]) -> bool:

@@ -13,6 +13,7 @@ from sysroot_fs.tree import Tree, TreeConfig
 from tests.children import code_of, in_child
 from tests.matrix.volumes import open_volume
 from tests.mounts import Mount, Mounter
+from tests.waiting import wait_until
 
 
 def put(path: Path, content: str) -> None:
@@ -133,9 +134,7 @@ def test_a_merged_directory_is_not_moved(merged: Mount) -> None:
 def test_a_directory_that_comes_later_is_merged_too(merged: Mount) -> None:
     """Made behind the mount; seen when the index is read again."""
     put(merged.sysroot / "MESHES/late", "late")
-    deadline = time.monotonic() + 5
-    while code_of(os.stat, merged.point / "meshes/late") and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: not code_of(os.stat, merged.point / "meshes/late"), 5)
     assert (merged.point / "meshes/late").read_text() == "late"
     assert (merged.point / "meshes/z").read_text() == "meshes/z"
 

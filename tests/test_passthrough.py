@@ -26,7 +26,7 @@ from tests.children import Child, code_of, in_child, start_child
 from tests.counting import counted, requests
 from tests.file_calls import ACTS, described, goes_around_the_cache, opened, prepared
 from tests.mounts import Mount, Mounter
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("door", ["kernel"], indirect=True)
 

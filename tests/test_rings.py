@@ -32,8 +32,7 @@ from sysroot_fs.fuse.options import FileOptions
 from tests.children import start_child
 from tests.counting import counted, requests
 from tests.mounts import Mount, Mounter
-from tests.processes import wait_until as happens
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.parametrize("door", ["kernel"], indirect=True),
@@ -161,7 +160,7 @@ def test_what_the_kernel_lets_go_of(mount: Mount) -> None:
         now = counted(mount)
         return now["forget"] + now["batch_forget"]
 
-    assert happens(forgotten)
+    wait_until(forgotten)
 
 
 def test_changes_behind_the_mount(mount: Mount) -> None:

@@ -15,7 +15,8 @@ from typing import Final
 
 import pytest
 
-from tests.runs import RUN, Guest, Result, Word, run_guest, run_in_cell, state_of, wait_until
+from tests.runs import RUN, Guest, Result, Word, run_guest, run_in_cell, state_of
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("door")
 

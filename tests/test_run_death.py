@@ -15,9 +15,11 @@ import pytest
 
 from tests.matrix import guests
 from tests.matrix.volumes import open_volume
-from tests.processes import Run, Starter, all_processes, wait_until
+from tests.processes import Run, Starter, all_processes
+from tests.waiting import wait_until
 
-WAITING: Final = "sleep 900 & (setsid sleep 900) & echo ready; sleep 900"
+# Quiet, for a child that starts when the server is gone already has something to say.
+WAITING: Final = "exec 2> /dev/null; sleep 900 & (setsid sleep 900) & echo ready; sleep 900"
 WRITING: Final = "echo ready; n=0; while n=$((n+1)); do echo $n >> /data && echo $n; done"
 STOPPED: Final = "sleep 900 & echo ready; kill -STOP $$"
 STUBBORN: Final = "trap '' TERM HUP INT; echo ready; while :; do sleep 1; done"
@@ -50,7 +52,7 @@ def started(start: Starter, script: str, *options: str, as_user: bool = False) -
     """A run whose program has said that it is ready."""
     run = start(script, *options, as_user=as_user)
     line = run.output.readline()
-    assert line == "ready\n", run.said()
+    assert line == "ready\n", (run.runner.wait(), run.said())
     run.find()
     return run
 
@@ -121,7 +123,7 @@ def test_while_it_starts(start: Starter, victim: str) -> None:
     for step in range(3):
         run = start("exec sleep 900")
         # From the moment at which the process is there on.
-        assert wait_until(lambda run=run: victim in run.find())  # type: ignore[misc]
+        wait_until(lambda run=run: victim in run.find())  # type: ignore[misc]
         time.sleep(0.02 * step)
         run.kill(victim)
         assert run.left() == ""

@@ -20,9 +20,9 @@ from tests.terminals import (
     SUSPEND,
     Terminal,
     children,
-    eventually,
     memory,
 )
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_suspending_a_program_suspends_the_run(full: Guest) -> None:
         assert not user.is_raw()
         user.send(b"echo ba''ck; fg; echo la''st $?\n")
         user.read_until(b"back")
-        eventually(user.is_raw)
+        wait_until(user.is_raw)
         user.send(INTERRUPT)
         user.read_until(b"last 42")
 
@@ -224,7 +224,7 @@ def test_a_job_in_the_background_leaves_the_terminal_alone(full: Guest) -> None:
         user.read_until(b"name? ")
         assert not user.is_raw()
         user.send(b"fg\n")
-        eventually(user.is_raw)
+        wait_until(user.is_raw)
         user.send(b"Bo\n")
         user.read_until(b"hello, Bo")
 
@@ -241,7 +241,7 @@ def test_the_terminal_is_given_back(full: Guest, how: str) -> None:
     with at_terminal(full, "sh", "-c", script, keep=True) as user:
         before = user.at_start
         program = int(user.read_until(re.compile(rb"\d+\r\n")))
-        eventually(user.is_raw)
+        wait_until(user.is_raw)
         server = [pid for pid in children(user.pid) if os.getsid(pid) == pid]
         if how == "exit":
             user.send(b"\n")
@@ -253,9 +253,9 @@ def test_the_terminal_is_given_back(full: Guest, how: str) -> None:
         status = user.wait()
         expected = {"exit": 0, "TERM": 143, "runner": -9, "server": 125, "program": 137}
         assert status == expected[how]
-        eventually(lambda: user.modes() == before)
+        wait_until(lambda: user.modes() == before)
         for pid in (program, *server):
-            eventually(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: B023
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: B023
 
 
 def test_a_closed_window_ends_everything(full: Guest) -> None:
@@ -266,7 +266,7 @@ def test_a_closed_window_ends_everything(full: Guest) -> None:
         user.hang_up()
         assert user.process.wait(30) == 129
         for pid in (program, *others):
-            eventually(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: B023
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: B023
 
 
 def test_a_reader_that_does_not_read_costs_no_memory(full: Guest) -> None:

@@ -11,7 +11,7 @@ from sidecar import processes
 from sysroot_fs.fuse.signals import Signals, held_back
 from tests.children import in_child
 from tests.mounts import PATIENCE, Mounter, mounted_type
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_signal_for_the_counts_tells_them(mounted: Mounter) -> None:

@@ -19,6 +19,7 @@ from sysroot_fs.tree import spellings
 from sysroot_fs.tree.spellings import Spellings, is_respelling
 from tests.children import start_child
 from tests.mounts import Mounter
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -172,10 +173,7 @@ def test_a_rename_is_judged_by_its_two_paths(
     """Names of one key in one directory, and not one of the directories on the way."""
     caller = start_child(functools.partial(os.rename, f"{hanging}/{old}", f"{hanging}/{new}"))
     try:
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{caller.pid}/syscall").read_text().split()[0] not in RENAMES:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: Path(f"/proc/{caller.pid}/syscall").read_text().split()[0] in RENAMES)
         assert judge(caller.pid, b"FOO", directory) is answer
     finally:
         os.kill(caller.pid, signal.SIGKILL)

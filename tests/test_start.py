@@ -14,7 +14,7 @@ import pytest
 
 from sysroot_fs.cli.command import VERBS, build_parser
 from tests.mounts import PATIENCE, detach, mounted_type
-from tests.runs import wait_until
+from tests.waiting import wait_until
 
 _LINE: Final = re.compile(r"^import time: +\d+ \| +\d+ \| +(\S+)$", re.MULTILINE)
 _COMMAND: Final = (sys.executable, "-X", "importtime", "-m", "sysroot_fs")

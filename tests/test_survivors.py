@@ -12,7 +12,8 @@ import attrs
 import pytest
 
 from sysroot_fs.guest.survivors import Survivors
-from tests.runs import state_of, wait_until
+from tests.runs import state_of
+from tests.waiting import wait_until
 
 
 @attrs.frozen
@@ -34,9 +35,13 @@ Enter = Callable[[str], Cell]
 
 @pytest.fixture
 def enter() -> Iterator[Enter]:
-    """Run a shell script in a mount namespace with a mount that nobody else has, a tmpfs."""
+    """Run a shell script in a mount namespace with a mount that nobody else has, a tmpfs.
+
+    The namespace is held, as `Survivors` asks: its number would go to the next run on the machine.
+    """
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     cells: list[Cell] = []
+    held: list[int] = []
 
     def enter_cell(script: str) -> Cell:
         make = 'mount -t tmpfs cell /mnt && echo $$ && exec "$@"'
@@ -48,6 +53,7 @@ def enter() -> Iterator[Enter]:
         )
         assert first.stdout
         pid = int(first.stdout.readline())
+        held.append(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY))
         namespace = os.readlink(f"/proc/{pid}/ns/mnt").encode()
         with open(f"/proc/{pid}/mountinfo", "rb") as lines:
             (device,) = {line.split()[2] for line in lines if line.split()[4] == b"/mnt"}
@@ -60,7 +66,8 @@ def enter() -> Iterator[Enter]:
         cell.survivors.kill()
         cell.first.kill()
         cell.first.communicate()
-    os.close(proc)
+    for fd in (proc, *held):
+        os.close(fd)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from sysroot_fs.fuse.epoch import Epoch, device_of_this_process
 from sysroot_fs.fuse.failures import errno_of
 from sysroot_fs.fuse.notices import Notices
 from sysroot_fs.fuse.owners import Owners
-from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations
+from sysroot_fs.tree import Entry, Tree, attributes, files, listing, lookup, mutations, renames
 from sysroot_fs.tree.attributes import Changes
 from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import Inode
@@ -234,7 +234,7 @@ class Door(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        mutations.rename(self.tree, parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
+        renames.rename(self.tree, parent_old, name_old, parent_new, name_new, flags, _caller(ctx))
 
     # --- attributes --------------------------------------------------------------------------
 

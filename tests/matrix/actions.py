@@ -27,7 +27,7 @@ from tests.matrix.parts import Parts, divided
 from tests.matrix.suite import Setting, Tally
 from tests.matrix.watch import Watch
 from tests.mounts import Mount, kill_servers
-from tests.processes import wait_until
+from tests.waiting import comes
 
 __all__ = ["ITEM_SECONDS", "Action", "Actions", "Stage", "Unable", "become"]
 
@@ -179,7 +179,7 @@ class Stage:
             self.forget()
             return self.mount.descriptors() <= descriptors
 
-        return wait_until(there)
+        return comes(there)
 
     def leave(self) -> None:
         """The item is done: the next one may have its server. Raises AssertionError as `close`."""

@@ -17,7 +17,7 @@ from typing import Final
 from sidecar import linux
 from sysroot_fs.guest import kernel
 from tests.children import Child, code_of, start_child
-from tests.processes import wait_until
+from tests.waiting import comes
 
 __all__ = ["PASSING", "again_and_again", "attempt", "exchange", "swap"]
 
@@ -42,7 +42,7 @@ def again_and_again(*works: Callable[[], object]) -> Iterator[None]:
         start_child(functools.partial(_repeat, work, counts, number))
         for number, work in enumerate(works)
     ]
-    wait_until(lambda: all(counts) or any(map(_has_ended, children)))
+    comes(lambda: all(counts) or any(map(_has_ended, children)))
     before = list(counts)
     try:
         yield

@@ -11,7 +11,7 @@ from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Init
 from sysroot_fs.fuse.kernel.replies import Replies, absences
 from sysroot_fs.fuse.kernel.request import Masked, Request, umask_left
-from sysroot_fs.tree import Tree, lookup, mutations
+from sysroot_fs.tree import Tree, lookup, mutations, renames
 from sysroot_fs.tree.core import error
 from sysroot_fs.tree.lookup import Miss
 
@@ -94,5 +94,5 @@ class Names:
     def _rename(self, request: Request, new_parent: int, flags: int, start: int) -> bytes:
         old = request.name(start)
         new = request.name(start + len(old) + 1)
-        mutations.rename(self.tree, request.node, old, new_parent, new, flags, request.caller)
+        renames.rename(self.tree, request.node, old, new_parent, new, flags, request.caller)
         return b""
