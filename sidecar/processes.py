@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from sidecar.linux import failure
@@ -40,6 +41,24 @@ def read_signals(fd: int) -> list[signal.Signals]:
             return found
         (number,) = _SIGNALFD_INFO.unpack(data)
         found.append(signal.Signals(number))
+
+
+ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""The signals by which a user, a terminal or the machine ends a program."""
+
+
+@contextlib.contextmanager
+def ending_signals_held() -> Iterator[Callable[[], bool]]:
+    """Signals that end a program wait, as far as this thread goes, until the block has ended.
+
+    The value tells whether one waits. Those that the caller has blocked himself do not count.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    ours = ENDING - before
+    try:
+        yield lambda: bool(signal.sigpending() & ours)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _PR_SET_PDEATHSIG: Final = 1

@@ -16,13 +16,13 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal
 from unicodedata import normalize
 
 from attrs import frozen
 
-from sidecar import linux
+from sidecar import linux, processes
 from sidecar.making import make_directory
 
 __all__ = ["PROBE_PREFIX", "TRANSPARENT", "ProbeError", "Traits", "probe"]
@@ -138,8 +138,20 @@ TRANSPARENT: Final = Traits(
 def probe(dirfd: int) -> Traits:
     """Measure the volume on which a directory lies; `dirfd` may be an O_PATH descriptor.
 
-    Raises ProbeError where the volume is dead or the directory gone.
+    Raises ProbeError where the volume is dead or the directory gone. A signal that ends the process
+    does so when the private directory is gone, for which the measurement is broken off.
     """
+    while True:
+        with processes.ending_signals_held() as is_ending, contextlib.suppress(_BrokenOff):
+            return _probe(dirfd, is_ending)
+        # Its handler has let the process live on.
+
+
+class _BrokenOff(Exception):
+    """The process is to end."""
+
+
+def _probe(dirfd: int, is_ending: Callable[[], bool]) -> Traits:
     private = PROBE_PREFIX + os.urandom(8).hex().encode()
     try:
         try:
@@ -151,7 +163,7 @@ def probe(dirfd: int) -> Traits:
         try:
             fd = os.open(private, _OPEN_DIRECTORY, dir_fd=dirfd)
             try:
-                return _Bench(fd).measure()
+                return _Bench(fd, is_ending).measure()
             finally:
                 _empty(fd)
                 os.close(fd)
@@ -219,8 +231,9 @@ class _Bench:
     because FUSE servers and the kernel remember names that were there before.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_ending: Callable[[], bool]) -> None:
         self.fd = fd
+        self.is_ending = is_ending
 
     def measure(self) -> Traits:
         folds, preserves_case, one_number = self.case()
@@ -270,6 +283,8 @@ class _Bench:
                 os.listdir(self.fd)
 
     def create(self, name: bytes) -> bool:
+        if self.is_ending():
+            raise _BrokenOff
         with self.judging():
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
             # Closed before anything else happens to it: an open file that is removed makes

@@ -643,6 +643,28 @@ def test_interrupted_while_waiting(tmp_path: Path) -> None:
     wait_until(lambda: not _runs(child))
 
 
+@pytest.mark.parametrize("words", [["doctor"], ["run", "--fallback", "none"]])
+def test_interrupted_while_a_volume_hangs(place: Place, words: list[str]) -> None:
+    """^C ends a command whose sysroot's server does not answer, with a sentence that says so."""
+    place.mounted("--fallback", "none")
+    os.kill(place.server, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(
+            [*COMMAND, *words, place.mountpoint], env=environment(), stderr=subprocess.PIPE
+        ) as hanging:
+            wait_until(lambda: _waits_for_fuse(hanging.pid))
+            hanging.send_signal(signal.SIGINT)
+            _, err = hanging.communicate(timeout=PATIENCE)
+    finally:
+        os.kill(place.server, signal.SIGCONT)
+    said = f"sysroot-fs: interrupted, because {place.mountpoint} does not answer\n"
+    assert (hanging.returncode, err.decode()) == (130, said)
+
+
+def _waits_for_fuse(pid: int) -> bool:
+    return b"request_wait_answer" in Path(f"/proc/{pid}/stack").read_bytes()
+
+
 def _runs(pid: int) -> bool:
     """Whether the process runs; one that ended and nobody waited for does not."""
     try:

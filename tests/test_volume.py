@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -17,7 +18,9 @@ import attrs
 import pytest
 
 from sidecar import linux, volume
+from sidecar.making import make_directory
 from sidecar.volume import CANDIDATES, TRANSPARENT, ProbeError, Traits, probe
+from tests.children import in_child
 from tests.matrix.volumes import KINDS, Volume, open_volume
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -213,6 +216,54 @@ def test_cleaned_up_after_an_error(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_cleaned_up_before_a_signal_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """One that comes just when the private directory was made ends the process, and it is gone."""
+    tried = tmp_path / "tried"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+
+    def interrupted(*arguments: Any) -> None:
+        make_directory(*arguments)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(volume, "make_directory", interrupted)
+    monkeypatch.setattr(volume._Bench, "links", lambda _: tried.touch())
+    pid = os.fork()
+    if not pid:
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            probe_path(tree)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -number
+    assert os.listdir(tree) == []
+    assert not tried.exists()
+
+
+def test_a_signal_that_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its handler lets the process live, the volume is measured all the same."""
+    links = volume._Bench.links
+    came: list[int] = []
+
+    def interrupted(bench: Any) -> Any:
+        if not came:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return links(bench)
+
+    monkeypatch.setattr(volume._Bench, "links", interrupted)
+
+    def work() -> tuple[Traits, list[int]]:
+        signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+        return probe_path(tmp_path), came
+
+    assert in_child(work) == (TRANSPARENT, [signal.SIGTERM])
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_small_name_limit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit under 255, such as that of an encrypting volume, is found to the byte."""
     create = volume._Bench.create
@@ -239,7 +290,7 @@ def test_a_volume_that_stores_another_form(
     monkeypatch.setattr(volume, "_names", listed)
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        traits = volume._Bench(fd).measure()
+        traits = volume._Bench(fd, lambda: False).measure()
     finally:
         os.close(fd)
     assert traits == attrs.evolve(TRANSPARENT, normalises="stores", non_ascii=False)

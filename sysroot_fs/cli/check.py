@@ -20,6 +20,8 @@ import attrs
 
 from sysroot_fs import __version__
 from sysroot_fs.cli.errors import SysrootError, UsageError
+from sysroot_fs.cli.interrupts import interruptible
+from sysroot_fs.cli.trees import measuring
 from sysroot_fs.text import absolute, json_fields, reason, shown
 
 if TYPE_CHECKING:
@@ -95,12 +97,8 @@ def _directory_question(path: bytes, fd: int, chosen: tuple[str, ...], probes: b
     if chosen and not probes:
         subject = Subject(kinds=tuple(kinds.KINDS[name] for name in chosen))
         return Question(path, "directory", chosen, subject, "")
-    try:
+    with measuring(path):
         traits = volume.probe(fd)
-    except volume.ProbeError as error:
-        raise SysrootError(
-            f"the volume of {shown(path)} cannot be probed: {' '.join(str(error).split())}"
-        ) from error
     # An index file is a guest's own wherever every name is stored as it is, and may be one where
     # every escape fits.
     serves = traits.measured and not traits.transparent and traits.name_unit == "bytes"
@@ -365,9 +363,12 @@ def _opened(
         yield _tar_question(b"-", chosen), read_tar(sys.stdin.buffer, tick)
         return
     path = absolute(os.fsencode(arguments.sysroot))
+    if not path:
+        raise SysrootError("sysroot is an empty path")
     try:
         # A FIFO without a writer would keep us waiting.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with interruptible(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SysrootError(f"{shown(path)} cannot be read: {reason(error)}") from error
     try:

@@ -20,6 +20,7 @@ from sysroot_fs import __version__
 from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.doors import VARIABLE, chosen
 from sysroot_fs.cli.errors import FuseUnavailable, SysrootError
+from sysroot_fs.cli.trees import measuring
 from sysroot_fs.fuse import awake
 from sysroot_fs.text import absolute, reason, shown
 
@@ -376,13 +377,10 @@ def probe(sysroot: bytes) -> Traits:
     try:
         dirfd = os.open(sysroot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return volume.probe(dirfd)
+            with measuring(sysroot):
+                return volume.probe(dirfd)
         finally:
             os.close(dirfd)
-    except volume.ProbeError as error:
-        raise SysrootError(
-            f"the volume of {shown(sysroot)} cannot be probed: {' '.join(str(error).split())}"
-        ) from error
     except OSError as error:
         raise SysrootError(
             f"the volume of {shown(sysroot)} cannot be probed: {reason(error)}"

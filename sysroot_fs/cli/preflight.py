@@ -12,6 +12,7 @@ import attrs
 
 from sysroot_fs.cli import machine
 from sysroot_fs.cli.errors import FuseUnavailable, MountpointError, SysrootError
+from sysroot_fs.cli.interrupts import interruptible
 from sysroot_fs.cli.options import Settings
 from sysroot_fs.text import reason, shown
 
@@ -65,11 +66,12 @@ def _stat_directory(path: bytes, what: str, failure: type[Exception]) -> os.stat
     if not path:
         raise failure(f"{what} is an empty path")
     try:
-        found = os.stat(path)
-        if not os.path.isdir(path):
-            raise failure(f"{what} {shown(path)} is not a directory")
-        with os.scandir(path):
-            return found
+        with interruptible(path):
+            found = os.stat(path)
+            if not os.path.isdir(path):
+                raise failure(f"{what} {shown(path)} is not a directory")
+            with os.scandir(path):
+                return found
     except FileNotFoundError as error:
         raise failure(f"{what} {shown(path)} does not exist") from error
     except NotADirectoryError as error:
@@ -98,11 +100,14 @@ def check_mountpoint(path: bytes, subtype: bytes = b"sysroot") -> os.stat_result
     Another filesystem mounted there is no obstacle: a mount covers it like any directory.
     """
     name = shown(path)
+    if not path:
+        raise MountpointError("mountpoint is an empty path")
     try:
-        found = os.stat(path)
-        # A server that was just killed is still remembered in the kernel's attribute cache;
-        # statfs(2) always asks the server.
-        os.statvfs(path)
+        with interruptible(path):
+            found = os.stat(path)
+            # A server that was just killed is still remembered in the kernel's attribute cache;
+            # statfs(2) always asks the server.
+            os.statvfs(path)
     except FileNotFoundError as error:
         raise MountpointError(f"mountpoint {name} does not exist: create it first") from error
     except OSError as error:

@@ -20,9 +20,8 @@ from sidecar import processes
 
 log = logging.getLogger(__name__)
 
-_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TELLING: Final = signal.SIGUSR1
-_HANDLED: Final = (*_ENDING, _TELLING)
+_HANDLED: Final = processes.ENDING | {_TELLING}
 
 
 @contextlib.contextmanager
