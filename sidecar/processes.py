@@ -65,12 +65,12 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
 
-def signal_at_parents_end(number: signal.Signals) -> None:
-    """Have *number* sent to this process when the thread that has forked it ends.
+def signal_at_parents_end(number: signal.Signals | None) -> None:
+    """Have *number* sent to this process when the thread that has forked it ends; None: nothing.
 
     The setting is the calling thread's, and a change of its user or rights clears it.
     """
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(number)):
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_long(number or 0)):
         raise failure()
 
 

@@ -617,8 +617,17 @@ def test_gone_after_ready(place: Place, fate: str) -> None:
     result.assert_sentence("was mounted, but its server ended")
 
 
-def test_interrupted_while_waiting(tmp_path: Path) -> None:
-    """^C while the mount comes up ends both processes, quietly."""
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, -signal.SIGTERM),
+        (signal.SIGHUP, -signal.SIGHUP),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_interrupted_while_waiting(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """A signal to the command while the mount comes up ends both processes, quietly."""
     script = textwrap.dedent(
         """
         import os, sys, time
@@ -637,9 +646,9 @@ def test_interrupted_while_waiting(tmp_path: Path) -> None:
         pid_file = tmp_path / "pid"
         wait_until(lambda: pid_file.exists() and pid_file.read_text())
         child = int(pid_file.read_text())
-        shell.send_signal(signal.SIGINT)
+        shell.send_signal(number)
         _, err = shell.communicate(timeout=PATIENCE)
-    assert (shell.returncode, err) == (130, b"")
+    assert (shell.returncode, err) == (status, b"")
     wait_until(lambda: not _runs(child))
 
 

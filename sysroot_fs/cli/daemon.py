@@ -6,7 +6,8 @@ status whether the mount is up. Call it before anything has started a thread: on
 that forks lives on in the child, and locks that others held stay locked.
 
 The message is `R` (ready) or `E` and a sentence; end of file without either means that the
-child died, and its wait status says how.
+child died, and its wait status says how. Until it is ready the child ends with its parent, however
+that ends: who was told that the command was interrupted finds no mount a moment later.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Self, final
 
+from sidecar import processes
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.null import to_null
 from sysroot_fs.text import sentence
@@ -71,12 +73,12 @@ class ErrorsHeldBack:
 
 
 def _tell(pipe: int, message: bytes) -> None:
-    # The parent may be gone (^C): the work goes on, there is nobody to tell.
+    # The parent may be gone (^C), and there is nobody to tell.
     with contextlib.suppress(BrokenPipeError):
         os.write(pipe, message)
 
 
-def _child(work: Work, pipe: int) -> int:
+def _child(work: Work, pipe: int, parent: int) -> int:
     """The child's whole life; the value is its exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     told = False
@@ -85,10 +87,14 @@ def _child(work: Work, pipe: int) -> int:
         nonlocal told
         if not told:
             told = True
+            processes.signal_at_parents_end(None)
             _tell(pipe, READY)
             os.close(pipe)
 
     try:
+        processes.signal_at_parents_end(signal.SIGTERM)
+        if os.getppid() != parent:
+            return 1  # it has ended before
         os.setsid()
         os.chdir("/")
         to_null(0, 1, 2)
@@ -127,12 +133,13 @@ def run_detached(work: Work) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             os.close(reader)
-            status = _child(work, writer)
+            status = _child(work, writer, parent)
             logging.shutdown()
         finally:
             # Never back into the caller: it has the parent's exit handlers and buffers.
