@@ -652,6 +652,30 @@ def test_interrupted_while_waiting(tmp_path: Path, number: signal.Signals, statu
     wait_until(lambda: not _runs(child))
 
 
+def test_interrupted_when_it_is_up(place: Place) -> None:
+    """A signal that comes when the mount is up is too late: the command has succeeded."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from sysroot_fs.cli import main, mount
+        check = mount._check_answers
+        def signalled(mountpoint):
+            os.kill(os.getpid(), signal.SIGTERM)
+            check(mountpoint)
+        mount._check_answers = signalled
+        sys.exit(main(sys.argv[1:]))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "mount", place.sysroot, place.mountpoint],
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert is_mounted(place.mountpoint)
+
+
 @pytest.mark.parametrize("words", [["doctor"], ["run", "--fallback", "none"]])
 def test_interrupted_while_a_volume_hangs(place: Place, words: list[str]) -> None:
     """^C ends a command whose sysroot's server does not answer, with a sentence that says so."""

@@ -8,10 +8,12 @@ and mounts, and the parent exits with what came of it.
 import argparse
 import logging
 import os
+import signal
 from collections.abc import Callable
 
 import attrs
 
+from sidecar import processes
 from sysroot_fs.cli import daemon, machine, preflight
 from sysroot_fs.cli.doors import chosen, file_options, load_door
 from sysroot_fs.cli.errors import MountFailed
@@ -144,5 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         work(lambda: None)
     else:
         daemon.run_detached(work)
+        # The command has succeeded: a signal that comes while it ends would say that it has not.
+        signal.pthread_sigmask(signal.SIG_BLOCK, processes.ENDING)
         _check_answers(mountpoint)
     return 0
