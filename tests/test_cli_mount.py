@@ -490,6 +490,22 @@ def test_help(verb: tuple[str, ...]) -> None:
     assert max(map(len, result.out.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("flag", ["--", "-f"])
+def test_started_without_input_and_output(place: Place, flag: str) -> None:
+    """With 0, 1 and 2 closed it mounts, and returns or stays, as with all of them."""
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    with subprocess.Popen(
+        [*closed, *COMMAND, "mount", flag, place.sysroot, place.mountpoint], env=environment()
+    ) as command:
+        try:
+            wait_until(lambda: is_mounted(place.mountpoint))
+            if flag == "-f":
+                command.send_signal(signal.SIGTERM)
+            assert command.wait(PATIENCE) == 0
+        finally:
+            command.kill()
+
+
 @pytest.mark.parametrize("arguments", [("--version",), ("mount", "--help")], ids=str)
 def test_nobody_reads_the_output(arguments: tuple[str, ...]) -> None:
     """Output into a closed pipe ends the command without a word."""

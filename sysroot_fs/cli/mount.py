@@ -21,6 +21,7 @@ from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
 from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
 from sysroot_fs.cli.trees import open_tree
 from sysroot_fs.fuse.options import FileOptions, MountOptions
+from sysroot_fs.null import fill_closed
 from sysroot_fs.text import absolute, reason, sentence, shown
 
 EXAMPLES = """\
@@ -122,6 +123,7 @@ def _check_answers(mountpoint: bytes) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Mount; the value is the exit status."""
+    fill_closed()
     settings = collect(arguments.settings or (), privileged=os.geteuid() == 0)
     sysroot = absolute(os.fsencode(arguments.sysroot))
     mountpoint = absolute(os.fsencode(arguments.mountpoint))

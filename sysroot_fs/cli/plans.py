@@ -12,6 +12,7 @@ from sysroot_fs.cli.errors import SysrootError, UsageError
 from sysroot_fs.cli.options import Settings, split_escaped
 from sysroot_fs.guest import kernel
 from sysroot_fs.guest.plan import Bind, Command, Kernel, Plan, Root, Tmpfs
+from sysroot_fs.null import fill_closed
 from sysroot_fs.text import absolute, reason, shown
 
 if TYPE_CHECKING:
@@ -136,22 +137,14 @@ def _command(arguments: argparse.Namespace) -> tuple[bytes, ...]:
     return tuple(map(os.fsencode, arguments.command or ["/bin/sh"]))
 
 
-def _descriptors() -> tuple[frozenset[int], tuple[int, ...]]:
-    """Which of 0, 1, 2 are closed (they are filled here), and the inherited ones past them."""
-    closed = set()
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            closed.add(fd)
-            # The lowest free number is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+def _inherited() -> tuple[int, ...]:
+    """The descriptors past 0, 1 and 2 that the caller hands on."""
     inherited = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own is gone by now
             if int(name) > 2 and os.get_inheritable(int(name)):
                 inherited.append(int(name))
-    return frozenset(closed), tuple(inherited)
+    return tuple(inherited)
 
 
 def _attributes(settings: Settings) -> int:
@@ -171,7 +164,7 @@ def make_plan(
 
     *privileged* says that no user namespace is needed.
     """
-    closed, inherited = _descriptors()
+    closed, inherited = fill_closed(), _inherited()
     map_root = not arguments.map_self
     if privileged and (arguments.map_self or arguments.map_root):
         raise UsageError("--map-root and --map-self are for users that are not root")
