@@ -37,7 +37,7 @@ CANDIDATES: Final = b':*?"<>|\\' + bytes(range(1, 32)) + b"\x7f"
 
 
 class ProbeError(Exception):
-    """The volume does not answer; the message says in one sentence what was tried."""
+    """The volume cannot be measured; the message says in one sentence why."""
 
 
 @frozen(kw_only=True)
@@ -176,9 +176,7 @@ def _probe(dirfd: int, is_ending: Callable[[], bool]) -> Traits:
             _remove(dirfd, private)
     except OSError as error:
         text = error.strerror or str(error)
-        raise ProbeError(
-            f"the volume could not be probed: {text} (is it still mounted and healthy?)"
-        ) from error
+        raise ProbeError(f"{text} (is the volume still mounted and healthy?)") from error
 
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
