@@ -389,6 +389,23 @@ def test_device_missing(place: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("verb", ["mount", "run"])
+def test_device_is_another(place: Place, verb: str) -> None:
+    """A sandbox that hides /dev/fuse behind /dev/null."""
+    script = 'mount --bind /dev/null /dev/fuse && exec "$@"'
+    before = ("unshare", "-m", "sh", "-c", script, "sh")
+    run(verb, place.sysroot, place.mountpoint, before=before).assert_sentence(
+        "/dev/fuse is not the kernel's FUSE device", status=125 if verb == "run" else 1
+    )
+
+
+def test_no_proc(place: Place) -> None:
+    """Where /proc is not mounted, mount says so."""
+    before = ("unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+    run("mount", place.sysroot, place.mountpoint, before=before).assert_sentence("/proc")
+    assert not is_mounted(place.mountpoint)
+
+
 def test_no_rights(place: Place) -> None:
     """Root without the right to mount: libfuse's own words become part of the one sentence."""
     before = ("setpriv", "--bounding-set=-sys_admin")

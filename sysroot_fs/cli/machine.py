@@ -11,6 +11,7 @@ import io
 import os
 import platform
 import resource
+import stat
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Final
@@ -19,6 +20,8 @@ from sysroot_fs.cli.errors import FuseUnavailable
 from sysroot_fs.text import reason
 
 DEVICE: Final = "/dev/fuse"
+_NUMBER: Final = os.makedev(10, 229)
+"""The device's number; Documentation/admin-guide/devices.txt."""
 URING: Final = "/sys/module/fuse/parameters/enable_uring"
 """Says whether the kernel offers FUSE over io_uring; Linux 6.14 has it."""
 FUSE_CONF: Final = "/etc/fuse.conf"
@@ -111,15 +114,17 @@ def uring_problem() -> str | None:
 
 def device_problem() -> str | None:
     """Why /dev/fuse cannot be opened, as a sentence; None where it can."""
+    remedy = "load the kernel's module with `modprobe fuse`, or give the container the device"
     try:
-        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return (
-            f"{DEVICE} is missing: load the kernel's module with `modprobe fuse`, or give the "
-            "container the device"
-        )
+        return f"{DEVICE} is missing: {remedy}"
     except OSError as error:
         return f"{DEVICE} cannot be opened: {reason(error)}"
+    found = os.fstat(device)
+    os.close(device)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _NUMBER:
+        return f"{DEVICE} is not the kernel's FUSE device, but something else: {remedy}"
     return None
 
 
@@ -128,6 +133,8 @@ def mount_problem(auto_unmount: bool = False) -> str | None:
     problem = device_problem()
     if problem is not None:
         return problem
+    if not proc_mounted():
+        return "files are reopened through /proc, and none is mounted here"
     if not may_mount() and fusermount() is None:
         return (
             "fusermount3 is missing, and without it only root can mount: install the package fuse3"
