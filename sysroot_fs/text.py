@@ -25,15 +25,18 @@ def reason(error: OSError) -> str:
 
 
 _SHORTAGE = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_THREAD = "can't start new thread"  # Python's own words, in a RuntimeError
 
 
 def shortage(error: BaseException) -> str | None:
-    """A sentence where *error* says that a limit is reached, None for any other."""
+    """A sentence where *error* says that something has run out, None for any other."""
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, map(shortage, error.exceptions)), None)
     if isinstance(error, OSError) and error.errno in _SHORTAGE:
         what = reason(error)
+    elif isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        return f"{reason(error)}: where the output goes, or another volume, is full"
     elif isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         what = "no thread can be started"
     else:

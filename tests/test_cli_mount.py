@@ -539,6 +539,17 @@ def test_nobody_reads_the_output(arguments: tuple[str, ...]) -> None:
     assert (done.returncode in (0, 1), done.stderr) == (True, b"")
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_output_cannot_be_written(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Output to a full volume is a sentence, and no bug of ours."""
+    words = [*COMMAND, "doctor", *options, str(tmp_path)]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, env=environment())
+    assert done.returncode == 1
+    said = b"sysroot-fs: no space left on device: where the output goes, or another volume, is full"
+    assert done.stderr == said + b"\n"
+
+
 def test_a_bug_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
