@@ -374,6 +374,19 @@ def test_host_missing(place: Place) -> None:
     place.mount("--host", "/nonexistent").assert_sentence("host /nonexistent does not exist")
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("mount", "", "mnt"), "sysroot"),
+        (("mount", ".", ""), "mountpoint"),
+        (("check", ""), "sysroot"),
+    ],
+)
+def test_empty_paths(words: tuple[str, ...], what: str) -> None:
+    """An empty path, as an unset variable of a script gives it, is called one."""
+    run(*words).assert_sentence(f"{what} is an empty path")
+
+
 def test_log_unwritable(place: Place) -> None:
     """A log that cannot be written is found out before anything is mounted."""
     place.mount("--log", "/nonexistent/log").assert_sentence("log", "no such file")
@@ -472,8 +485,8 @@ def test_broken_binding(place: Place, body: str) -> None:
         (("mnt",), "invalid choice"),
         (("mount",), "SYSROOT"),
         (("mount", "a"), "MOUNTPOINT"),
-        (("mount", "a", "b", "c"), "c"),
-        (("mount", "a", "b", "--fall", "all"), "--fall"),
+        (("mount", "a", "b", "c"), "arguments: c (`sysroot-fs mount --help` says more)"),
+        (("mount", "a", "b", "--fall", "all"), "--fall all (`sysroot-fs mount --help`"),
         (("mount", "a", "b", "-o"), "-o"),
         (("mount", "a", "b", "-o", "fallbak=all"), "did you mean fallback?"),
         (("mount", "a", "b", "-o", "host_writes=cow"), "not built yet"),

@@ -89,7 +89,12 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 def _run(argv: list[str]) -> int:
     try:
-        arguments = build_parser(argv[0] if argv else None).parse_args(argv)
+        arguments, unknown = build_parser(argv[0] if argv else None).parse_known_args(argv)
+        if unknown:
+            raise UsageError(
+                f"unrecognized arguments: {' '.join(unknown)} "
+                f"(`sysroot-fs {arguments.verb} --help` says more)"
+            )
         status = int(arguments.run(arguments))
         sys.stdout.flush()
     except SystemExit as error:
