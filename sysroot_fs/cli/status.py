@@ -179,8 +179,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Show for each mount the sysroot and the host, the door in use, the options\n"
         "that are not the default, the server's process and memory, how many inodes the kernel\n"
         "knows, what is open, and how many requests of each kind there were. Only root and the\n"
-        "server's own user are told. A mount that is dead, or does not answer within two\n"
-        "seconds, is one line. The exit status is 1 if there is such a one, else 0.",
+        "server's own user are told. A mount that is dead, does not answer within two seconds,\n"
+        "or does not tell you is one line. The exit status is 1 if there is such a one, else 0.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
