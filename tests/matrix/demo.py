@@ -1,7 +1,8 @@
 """``make demo``: a real musl guest on a volume that really folds case, laid over this machine.
 
 Every line of output below a ``guest#`` or ``host#`` prompt is the real output of the command that
-stands there. Guest commands are started by ``sysroot-fs run``; what they did is then looked at from
+stands there, with $SYSROOT and $MOUNT in the place of two long paths that are shown at the start.
+Guest commands are started by ``sysroot-fs run``; what they did is then looked at from
 the host, on the volume and through a ``sysroot-fs mount`` of the same sysroot. Ends with a table of
 what was proved; exit 0 only if all of it held.
 """
@@ -35,6 +36,15 @@ _ENVIRONMENT: Final = {
     "TERM": "dumb",
     "LC_ALL": "C",
 }
+
+
+_INTRODUCTION: Final = """\
+Here is a Linux guest root, on a volume like those of macOS and Windows: to it Makefile and makefile
+are one file. sysroot-fs runs programs in it all the same, with names as on Linux, and gives them
+what the guest root lacks from this machine's own files.
+
+  guest#  a command in the guest: sysroot-fs run $SYSROOT -- /bin/sh -c COMMAND
+  host#   a command of this machine, outside of it"""
 
 
 class DemoError(Exception):
@@ -76,13 +86,16 @@ class Stage:
         """Run a program inside the guest root; show its output and return it with the status."""
         command = [str(_COMMAND), "run", str(self.sysroot), "--", *words]
         if shown is None:
-            name = f"sysroot-fs run {self.sysroot} -- {shlex.join(words)}"
-            return _show("host#", name, command, _ENVIRONMENT)
+            name = f"sysroot-fs run $SYSROOT -- {shlex.join(words)}"
+            status, text = _show("host#", name, command, _ENVIRONMENT)
+            print(f"  (exit status {status})")
+            return status, text
         return _show("guest#", shown, command, _ENVIRONMENT)
 
     def host(self, *words: str) -> str:
         """Run a command of the host; show and return its output."""
-        return _show("host#", shlex.join(words), words, None)[1]
+        text = shlex.join(words).replace(str(self.sysroot), "$SYSROOT")
+        return _show("host#", text.replace(str(self.mount), "$MOUNT"), words, None)[1]
 
 
 def _show(
@@ -112,10 +125,10 @@ def title(text: str) -> None:
 
 def show_loader(stage: Stage, proofs: Proofs) -> None:
     """The interpreter that the kernel started is the file on the volume, not one of the host's."""
-    title("Which loader runs the guest's programs")
+    title("A guest program runs with the guest's own loader and C library")
     stage.guest("cat --version | head -n 1; busybox | head -n 1; readlink /proc/self/exe")
-    # No pipe: the maps are those of the program that prints them.
-    maps = stage.guest("cat /proc/self/maps")
+    # No pipe: the maps are those of the program that prints them, here one line for each file.
+    maps = stage.guest("sort -u -k 6 /proc/self/maps")
     loaders = {
         (int(found[1], 16), int(found[2], 16), int(found[3]))
         for found in re.finditer(
@@ -175,7 +188,7 @@ def show_host_files(stage: Stage, proofs: Proofs) -> None:
     folder = Path(stage.host("mktemp", "-d").strip())
     try:
         note, moved = folder / "note", folder / "moved"
-        note.write_text("from the host\n")
+        stage.host("sh", "-c", f"echo from the host >{note}")
         read = stage.guest(f"cat {note}")
         proofs.claim("a host file is read", read == "from the host\n")
         stage.guest(f"echo from the guest >>{note}")
@@ -223,7 +236,7 @@ def show_layers(stage: Stage, proofs: Proofs) -> None:
 
 def show_mount(stage: Stage, proofs: Proofs) -> None:
     """The same guest root at a directory, beside the runs."""
-    title("The same root, mounted where everybody sees it")
+    title("The guest root at a directory, where everybody sees it")
     lines = stage.host("grep", "-w", str(stage.mount), "/proc/mounts").splitlines()
     proofs.claim(
         "`mount` shows the guest root at a directory, as fuse.sysroot",
@@ -268,7 +281,7 @@ def _folding_volume(stack: contextlib.ExitStack, base: Path) -> volumes.Volume:
 def _mounted(sysroot: Path, mount: Path) -> Iterator[Stage]:
     mount.mkdir()
     command = [str(_COMMAND), "mount", str(sysroot), str(mount)]
-    print(f"  host# sysroot-fs mount {sysroot} {mount}", flush=True)
+    print("  host# sysroot-fs mount $SYSROOT $MOUNT", flush=True)
     # Output to a file: the daemon may keep what it was given.
     with tempfile.TemporaryFile("w+") as output:
         try:
@@ -289,7 +302,7 @@ def _mounted(sysroot: Path, mount: Path) -> Iterator[Stage]:
 def _unmount(mount: Path) -> None:
     if not _is_mounted(mount):
         return
-    print(f"  host# fusermount3 -u {mount}", flush=True)
+    print("  host# fusermount3 -u $MOUNT", flush=True)
     done = subprocess.run(["fusermount3", "-u", str(mount)], check=False)
     if done.returncode:
         subprocess.run(["umount", "-l", str(mount)], check=False)
@@ -344,13 +357,16 @@ def _play(proofs: Proofs) -> None:
         base.chmod(0o755)
         mount = base / "mnt"
         with contextlib.ExitStack() as stack:
-            title("A guest root on a volume that folds case, over this machine's own tree")
+            print(f"\n{_INTRODUCTION}", flush=True)
+            title("The guest root, and where it lies")
             volume = _folding_volume(stack, base)
             sysroot = volume.path / "guest"
             guests.unpack(sysroot, "symlink" if volume.kind == "zfs" else "copy")
-            print(f"  volume: {volume.kind}; guest root: musl, busybox, GNU coreutils")
+            print(f"  volume: {volume.kind}, which folds case; guest: musl, busybox, GNU coreutils")
+            print(f"  host# SYSROOT={sysroot}")
+            print(f"  host# MOUNT={mount}")
             stage = stack.enter_context(_mounted(sysroot, mount))
-            scenes = (show_mount, show_loader, show_case, show_host_files, show_layers, show_run)
+            scenes = (show_mount, show_case, show_host_files, show_layers, show_loader, show_run)
             for scene in scenes:
                 scene(stage, proofs)
             title("Unmounting")
