@@ -733,7 +733,9 @@ def test_interrupted_when_it_is_up(place: Place) -> None:
     assert is_mounted(place.mountpoint)
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["run", "--fallback", "none"]])
+@pytest.mark.parametrize(
+    "words", [["doctor"], ["run", "--fallback", "none"], ["check", "--for", "exfat"]]
+)
 def test_interrupted_while_a_volume_hangs(place: Place, words: list[str]) -> None:
     """^C ends a command whose sysroot's server does not answer, with a sentence that says so."""
     place.mounted("--fallback", "none")

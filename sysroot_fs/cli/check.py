@@ -365,23 +365,23 @@ def _opened(
     path = absolute(os.fsencode(arguments.sysroot))
     if not path:
         raise SysrootError("sysroot is an empty path")
-    try:
-        # A FIFO without a writer would keep us waiting.
-        with interruptible(path):
+    with interruptible(path):
+        try:
+            # A FIFO without a writer would keep us waiting.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise SysrootError(f"{shown(path)} cannot be read: {reason(error)}") from error
-    try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            question = _directory_question(path, fd, chosen, arguments.repair)
-            yield question, read_directory(fd, tick)
-        else:
-            _no_repair(arguments)
-            os.set_blocking(fd, True)
-            with open(fd, "rb", closefd=False) as file:
-                yield _tar_question(path, chosen), read_tar(file, tick)
-    finally:
-        os.close(fd)
+        except OSError as error:
+            raise SysrootError(f"{shown(path)} cannot be read: {reason(error)}") from error
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                question = _directory_question(path, fd, chosen, arguments.repair)
+                yield question, read_directory(fd, tick)
+            else:
+                _no_repair(arguments)
+                os.set_blocking(fd, True)
+                with open(fd, "rb", closefd=False) as file:
+                    yield _tar_question(path, chosen), read_tar(file, tick)
+        finally:
+            os.close(fd)
 
 
 def _no_repair(arguments: argparse.Namespace) -> None:
