@@ -37,34 +37,44 @@ def interruptible(path: bytes) -> Iterator[None]:
         for number in processes.ENDING - blocked
         if signal.getsignal(number) is not signal.SIG_IGN
     }
-    over, tell_over = os.pipe()
-    watcher = threading.Thread(target=_watch, args=(over, heard, path), daemon=True)
-    with processes.ending_signals_held():
-        watcher.start()
-    try:
-        yield
-    finally:
-        os.close(tell_over)
-        watcher.join()
-        # join() returns a moment before the kernel's thread has ended, and who forks next must
-        # not have one.
-        while os.path.exists(f"/proc/self/task/{watcher.native_id}"):
-            time.sleep(0.0001)
-        os.close(over)
+    with contextlib.ExitStack() as stack:
+        # All that can fail for lack of descriptors or threads fails here, not in the thread.
+        signals = processes.signal_descriptor(heard)
+        stack.callback(os.close, signals)
+        over, tell_over = os.pipe()
+        stack.callback(os.close, over)
+        stack.callback(os.close, tell_over)
+        words = (over, signals, heard, path)
+        watcher = threading.Thread(target=_watch, args=words, daemon=True)
+        with processes.ending_signals_held():
+            watcher.start()
+        try:
+            yield
+        finally:
+            os.write(tell_over, b".")
+            watcher.join()
+            # join() returns a moment before the kernel's thread has ended, and who forks next must
+            # not have one.
+            while os.path.exists(f"/proc/self/task/{watcher.native_id}"):
+                time.sleep(0.0001)
 
 
-def _watch(over: int, heard: set[signal.Signals], path: bytes) -> None:
-    """A thread's whole life: until the other end of *over* is closed."""
-    signals = processes.signal_descriptor(heard)
-    try:
-        while over not in select.select([over, signals], [], [])[0]:
-            if select.select([over], [], [], _PATIENCE_SECONDS)[0]:
-                break
-            # They are never read here: they are the first thread's, which may have had them.
-            for number in signal.sigpending() & heard:
-                _give_up(number, path)
-    finally:
-        os.close(signals)
+def _watch(over: int, signals: int, heard: set[signal.Signals], path: bytes) -> None:
+    """A thread's whole life: until *over* can be read. *signals* says when one of *heard* comes."""
+    while over not in _ready(over, signals):
+        if _ready(over, seconds=_PATIENCE_SECONDS):
+            break
+        # They are never read here: they are the first thread's, which may have had them by now.
+        for number in signal.sigpending() & heard:
+            _give_up(number, path)
+
+
+def _ready(*descriptors: int, seconds: float | None = None) -> list[int]:
+    # select(2) takes numbers up to 1023 only.
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if seconds is None else 1000 * seconds)]
 
 
 def _give_up(number: int, path: bytes) -> None:
