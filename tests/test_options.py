@@ -17,6 +17,7 @@ from sysroot_fs.cli.options import (
     add_options,
     collect,
     describe,
+    idle,
     split_options,
 )
 from sysroot_fs.fuse.serve import escaped, libfuse_words
@@ -80,6 +81,21 @@ GOOD = [
 def test_accepted(text: str, field: str, value: object) -> None:
     """Each option sets its field, and a later one overrules an earlier one."""
     assert getattr(parsed(text), field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("merge,fold_key=ascii,exact=/a", ["merge", "fold_key", "exact"]),
+        ("merge,fold_key=ascii,exact=/a,lookup=fold", []),
+        ("merge,fold=/a", []),
+        ("fold_key=unicode", []),
+        ("ro", []),
+    ],
+)
+def test_idle(text: str, names: list[str]) -> None:
+    """Options that say how lookups fold are named where none does."""
+    assert [told.split()[0] for told in idle(parsed(text))] == names
 
 
 def test_every_option_is_tried() -> None:

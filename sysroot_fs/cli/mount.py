@@ -18,7 +18,7 @@ from sysroot_fs.cli import daemon, machine, preflight
 from sysroot_fs.cli.doors import chosen, file_options, load_door
 from sysroot_fs.cli.errors import MountFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
-from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
+from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe, idle
 from sysroot_fs.cli.trees import open_tree
 from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.null import fill_closed
@@ -131,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
     log_file = open_log(settings.log) if settings.log is not None else None
     if not preflight.is_empty(mountpoint):
         note(f"{shown(mountpoint)} is not empty; what it holds is hidden until it is unmounted")
+    for text in idle(settings):
+        note(text)
     if settings.max_read is not None and chosen(settings.door) == "pyfuse3":
         note("max_read is accepted, but pyfuse3 cannot hand it to the kernel: no effect")
     served = file_options(settings)

@@ -10,7 +10,7 @@ import enum
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attrs
@@ -493,6 +493,15 @@ def collect(pairs: Iterable[Pair], privileged: bool) -> Settings:
             value = values.get(option.sets, ()) + value
         values[option.sets] = value
     return attrs.evolve(Settings.defaults(privileged), **values)
+
+
+def idle(settings: Settings) -> Iterator[str]:
+    """A sentence for each option that says how lookups fold, where none does."""
+    if settings.lookup == "fold" or settings.fold:
+        return
+    for name in ("merge", "fold_key", "exact"):
+        if getattr(settings, name) != attrs.fields_dict(Settings)[name].default:
+            yield f"{name} has no effect without lookup=fold or fold=PREFIX"
 
 
 class _Collect(argparse.Action):

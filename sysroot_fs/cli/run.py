@@ -17,7 +17,7 @@ from sysroot_fs.cli import machine, preflight
 from sysroot_fs.cli.doors import file_options, load_door
 from sysroot_fs.cli.errors import FuseUnavailable, RunFailed
 from sysroot_fs.cli.logs import choose_handler, note, open_log, start_logging
-from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe
+from sysroot_fs.cli.options import Group, Settings, add_options, collect, describe, idle
 from sysroot_fs.cli.plans import make_plan, make_room
 from sysroot_fs.cli.trees import open_tree
 from sysroot_fs.guest.plan import OWN_FAILURE, GuestError, Plan, Refusal
@@ -198,6 +198,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise FuseUnavailable("run needs /proc, and none is mounted here")
     plan = make_plan(arguments, settings, sysroot, privileged)
     log = open_log(settings.log) if settings.log is not None else None
+    for text in idle(settings):
+        note(text)
     if settings.max_read is not None:
         note("max_read is accepted, but has no effect in a run")
     with machine.most_descriptors():
