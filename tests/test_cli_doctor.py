@@ -170,7 +170,7 @@ def test_old_kernel(monkeypatch: pytest.MonkeyPatch, release: str, state: str) -
 
 def test_proc_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc a mount is impossible."""
-    monkeypatch.setattr(machine, "proc_mounted", lambda: False)
+    monkeypatch.setattr(machine, "proc_problem", lambda: "none is mounted here")
     assert machine_state("/proc").state == STOPS
 
 

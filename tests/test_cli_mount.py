@@ -412,9 +412,15 @@ def test_device_is_another(place: Place, verb: str) -> None:
     )
 
 
-def test_no_proc(place: Place) -> None:
-    """Where /proc is not mounted, mount says so."""
-    before = ("unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+@pytest.mark.parametrize(
+    "before",
+    [
+        ("unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"),
+        ("unshare", "--pid", "--fork"),
+    ],
+)
+def test_no_proc(place: Place, before: tuple[str, ...]) -> None:
+    """Where /proc is not mounted, or shows other processes, mount says so."""
     run("mount", place.sysroot, place.mountpoint, before=before).assert_sentence("/proc")
     assert not is_mounted(place.mountpoint)
 

@@ -313,6 +313,13 @@ def test_without_proc_it_says_so(guest: Guest) -> None:
     guest.run("true", before=hidden).refused(125, "run needs /proc, and none is mounted here")
 
 
+def test_a_proc_of_another_namespace_is_refused(guest: Guest) -> None:
+    """By it others would be taken for the run's processes, and ended with it."""
+    inner = 'sleep 60 & "$@"; status=$?; kill $! && exit $status; exit 99'
+    before = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", inner, "sh"]
+    guest.run("true", before=before).refused(125, "run needs /proc", "another namespace")
+
+
 def test_chdir_says_where_to_start(guest_root: Guest) -> None:
     """--chdir is the working directory, and PWD even where there was none."""
     said = guest_root.run("sh", "-c", "/bin/pwd; printenv PWD", options=["--chdir", "/usr"], env={})

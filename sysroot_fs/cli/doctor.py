@@ -345,14 +345,12 @@ def machine_findings() -> Iterator[Finding]:
         else f"only root may mount with allow_other: {machine.FUSE_CONF} does not allow it to "
         "others",
     )
-    proc = machine.proc_mounted()
+    proc = machine.proc_problem()
     yield row(
         "/proc",
-        proc,
-        FINE if proc else STOPS,
-        "files are reopened through it"
-        if proc
-        else "it is not mounted, and files are reopened through /proc/self/fd: mount it",
+        proc is None,
+        FINE if proc is None else STOPS,
+        "files are reopened through it" if proc is None else f"it is needed, and {proc}",
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = soft == resource.RLIM_INFINITY

@@ -89,9 +89,22 @@ def user_allow_other() -> bool:
         return False
 
 
-def proc_mounted() -> bool:
-    """Whether /proc is there: descriptors are reopened through /proc/self/fd."""
-    return os.path.isdir("/proc/self/fd")
+def proc_problem() -> str | None:
+    """Why /proc is of no use, as the end of a sentence; None where it is.
+
+    Descriptors are reopened through /proc/self/fd. The processes that ask and those that a run has
+    left are looked at by their numbers: under another namespace's they would be somebody else.
+    """
+    try:
+        number = os.readlink("/proc/self")
+    except OSError:
+        return "none is mounted here"
+    if number != str(os.getpid()):
+        return (
+            "the one here shows the processes of another namespace: mount this one's own with "
+            "`mount -t proc proc /proc`"
+        )
+    return None
 
 
 def uring_problem() -> str | None:
@@ -133,8 +146,9 @@ def mount_problem(auto_unmount: bool = False) -> str | None:
     problem = device_problem()
     if problem is not None:
         return problem
-    if not proc_mounted():
-        return "files are reopened through /proc, and none is mounted here"
+    proc = proc_problem()
+    if proc is not None:
+        return f"files are reopened through /proc, and {proc}"
     if not may_mount() and fusermount() is None:
         return (
             "fusermount3 is missing, and without it only root can mount: install the package fuse3"

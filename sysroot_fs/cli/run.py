@@ -194,8 +194,9 @@ def run(arguments: argparse.Namespace) -> int:
     problem = machine.device_problem()
     if problem is not None:
         raise FuseUnavailable(problem)
-    if not machine.proc_mounted():
-        raise FuseUnavailable("run needs /proc, and none is mounted here")
+    problem = machine.proc_problem()
+    if problem is not None:
+        raise FuseUnavailable(f"run needs /proc, and {problem}")
     plan = make_plan(arguments, settings, sysroot, privileged)
     log = open_log(settings.log) if settings.log is not None else None
     for text in idle(settings):
