@@ -682,6 +682,35 @@ def test_a_listing_survives_changes(many: Stream, place: Path) -> None:
     assert {b".", b".."} <= set(found)
 
 
+def removed_while_read(many: Stream, place: Path) -> set[bytes]:
+    """Most of *many*, removed as soon as it is read; what is left."""
+    for name in many.take(2500):
+        if name not in (b".", b".."):
+            os.unlink(os.fsencode(place) + b"/" + name)
+    return set(os.listdir(os.fsencode(place)))
+
+
+def test_who_removes_what_he_reads_gets_it_all(many: Stream, place: Path) -> None:
+    """What is left of a directory is listed, though others list it from the beginning meanwhile."""
+    left = removed_while_read(many, place)
+    assert left
+    (place / "new").touch()
+    assert set(os.listdir(os.fsencode(place))) == {*left, b"new"}
+    rest = many.rest()
+    assert left <= set(rest)
+    assert len(rest) == len(set(rest))
+
+
+def test_a_listing_outlasts_those_of_other_directories(many: Stream, place: Path) -> None:
+    """What is left of a directory is listed, though many others are listed meanwhile."""
+    left = removed_while_read(many, place)
+    (place / "below").mkdir()
+    for number in range(100):
+        (place / "below" / f"{number}").mkdir()
+        assert os.listdir(place / "below" / f"{number}") == []
+    assert left <= set(many.rest())
+
+
 def test_rewinddir_reads_again(many: Stream, place: Path) -> None:
     """After a rewind the listing is what the directory is now."""
     many.read()

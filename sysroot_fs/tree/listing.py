@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from stat import S_IFDIR, S_ISDIR
 
 from attrs import define
@@ -26,9 +27,9 @@ from sysroot_fs.tree.inodes import Inode
 _TICK_NS = 1_000_000_000
 _COARSE_NS = 5_000_000_000
 """For volumes of Windows' kinds, which count times in steps of up to two seconds."""
-_SLACK = 64
 _DOTS = virtual_stat(S_IFDIR)
 """The kernel takes no more of `.` and `..` than what they are and their numbers."""
+_DOT_COUNT = 2
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -43,8 +44,22 @@ class Listing:
     same: bool
     """Whether they stand where they stood when it was opened the last time."""
     names: list[bytes] | None = None
+    offsets: Sequence[int] = ()
+    """Where each of the names stands, in rising order; what is gone leaves a gap."""
+    end: int = 0
+    """Where the next new name will stand."""
     shared: bool = False
     """Whether it is read by several at once; then `read_again` rewinds it."""
+
+    def begin(self, names: list[bytes]) -> None:
+        """Have *names* and nothing from before."""
+        self.names, self.offsets, self.end = names, range(len(names)), len(names)
+
+    def is_over(self, start: int) -> bool:
+        """Whether who reads on from offset *start* has had everything."""
+        return start >= _DOT_COUNT and bisect_left(self.offsets, start - _DOT_COUNT) == len(
+            self.offsets
+        )
 
 
 def names_in(holder: Descriptor) -> list[bytes]:
@@ -113,16 +128,24 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
 def read_again(tree: Tree, listing: Listing) -> None:
     """Have *listing* from the beginning, for somebody who reads it while others still do.
 
-    What it had stays where it was, and what is gone leaves its place empty, so that their offsets
-    mean what they meant.
+    What it had and has stays where it was, so that their offsets mean what they meant; what is new
+    stands behind everything that ever was there.
     """
     names = _snapshot(tree, listing.inode, listing.caller)
-    there, before = set(names), listing.names or []
-    held = set(before)
-    merged = [name if name in there else b"" for name in before]
-    merged += [name for name in names if name not in held]
-    # More gone than there: nobody reads that long.
-    listing.names = merged if len(merged) <= 2 * len(names) + _SLACK else names
+    if listing.names is None:
+        listing.begin(names)
+        return
+    there = set(names)
+    kept = {
+        name: offset
+        for name, offset in zip(listing.names, listing.offsets, strict=True)
+        if name in there
+    }
+    new = [name for name in names if name not in kept]
+    end = listing.end
+    listing.names = [*kept, *new]
+    listing.offsets = [*kept.values(), *range(end, end + len(new))]
+    listing.end = end + len(new)
 
 
 def _part_names(tree: Tree, part: Place) -> list[bytes]:
@@ -167,17 +190,16 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
     handed on must be given back with `Inodes.forget`.
     """
     inode = listing.inode
-    names = listing.names
-    if names is None or (start == 0 and not listing.shared):
-        names = listing.names = _snapshot(tree, inode, listing.caller)
+    if listing.names is None or (start == 0 and not listing.shared):
+        listing.begin(_snapshot(tree, inode, listing.caller))
+    names, offsets = listing.names, listing.offsets
+    assert names is not None
     for offset, (dots, known) in enumerate(((b".", inode), (b"..", inode.parent or inode))):
         if start <= offset:
             yield dots, Entry(known, _DOTS, 0.0), offset + 1
     place = tree.place(inode)
-    for offset in range(max(start - 2, 0), len(names)):
-        name = names[offset]
-        if not name:
-            continue
+    for number in range(bisect_left(offsets, start - _DOT_COUNT), len(names)):
+        name = names[number]
         try:
             found = tree.walk.step(place, name, listing.caller)
         except OSError as failure:
@@ -186,4 +208,4 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
             raise
         if isinstance(found, Absent):
             continue
-        yield name, tree.adopt(inode, name, found), offset + 3
+        yield name, tree.adopt(inode, name, found), offsets[number] + _DOT_COUNT + 1

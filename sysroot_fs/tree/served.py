@@ -32,6 +32,8 @@ READER_SECONDS: Final = 1.0
 """How long one for reading is kept after the last read: the volume cannot be unmounted before."""
 _MOST: Final = 256
 _LISTINGS: Final = 64
+_UNREAD_LISTINGS: Final = 1024
+"""So many are kept of which somebody may want the rest."""
 
 
 @define(slots=True, eq=False)
@@ -58,6 +60,8 @@ class Served:
     _readers: _Cache = field(factory=OrderedDict, init=False)
     _writers: _Cache = field(factory=OrderedDict, init=False)
     _listings: OrderedDict[Inode, Listing] = field(factory=OrderedDict, init=False)
+    _read: set[Inode] = field(factory=set, init=False)
+    """Those of which somebody has reached the end, and nobody has read since."""
 
     def __attrs_post_init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,13 +131,33 @@ class Served:
         if found is None:
             found = self._listings[inode] = Listing(inode, caller, True, True, shared=True)
             if len(self._listings) > _LISTINGS:
-                self._listings.popitem(last=False)
+                self._drop_listings()
         self._listings.move_to_end(inode)
         if start == 0 or found.names is None:
             self.tree.coherence.watch(inode)
             self.tree.coherence.listed(inode)
             listing.read_again(self.tree, found)
+        if found.is_over(start):
+            self._read.add(inode)
+        else:
+            self._read.discard(inode)
         return found
+
+    def _drop_listings(self) -> None:
+        """Let go of those that are too many, of some that were read to their ends if possible.
+
+        Who reads on in one that was dropped counts in other offsets than those that it has next,
+        and would miss as many names as were removed meanwhile.
+        """
+        read = [inode for inode in self._listings if inode in self._read]
+        for inode in read[: max(0, len(self._listings) - _LISTINGS)]:
+            self._forget_listing(inode)
+        if len(self._listings) > _UNREAD_LISTINGS:
+            self._forget_listing(next(iter(self._listings)))
+
+    def _forget_listing(self, inode: Inode) -> None:
+        self._listings.pop(inode, None)
+        self._read.discard(inode)
 
     def written(self, number: int) -> None:
         """Something was written: where a volume says only at close that it failed, ask now."""
@@ -160,7 +184,7 @@ class Served:
 
     def forget(self, inode: Inode) -> None:
         """The kernel has let go of *inode*."""
-        self._listings.pop(inode, None)
+        self._forget_listing(inode)
         for cache in (self._readers, self._writers):
             kept = cache.pop(inode, None)
             if kept is not None:
