@@ -24,6 +24,11 @@ _REMOTE: Final = ("fuse", "nfs", "cifs", "smb", "9p", "virtiofs", "ceph", "afs",
 # Filesystems that make inode numbers up: the number changes when the kernel forgets the inode.
 _MADE_UP: Final = frozenset({"vfat", "msdos", "exfat", "fuseblk", "fuse.exfat"})
 
+# Filesystems that give the number of a removed inode out again, and that note when one was made: so
+# it stays for as long as the inode does. On an overlay that changes with the first write.
+_GIVEN_AGAIN: Final = frozenset({"ext4", "xfs", "f2fs"})
+_BIRTH_BITS: Final = (1 << 30) - 1
+
 _ASK: Final = linux.AT_SYMLINK_NOFOLLOW
 _LOOK: Final = linux.AT_SYMLINK_NOFOLLOW | linux.AT_STATX_DONT_SYNC
 _HERE: Final = linux.AT_EMPTY_PATH | linux.AT_STATX_DONT_SYNC
@@ -35,9 +40,10 @@ class _Kind(NamedTuple):
     name: str
     remote: bool
     lasting: bool
+    given_again: bool
 
 
-_UNKNOWN: Final = _Kind("", False, True)
+_UNKNOWN: Final = _Kind("", False, True, False)
 _kinds: dict[tuple[int, int], _Kind] = {}
 
 
@@ -48,7 +54,7 @@ def _kind(stat: Stat) -> _Kind:
         if found is None:
             return _UNKNOWN
         name = found[0]
-        known = _Kind(name, name.startswith(_REMOTE), name not in _MADE_UP)
+        known = _Kind(name, name.startswith(_REMOTE), name not in _MADE_UP, name in _GIVEN_AGAIN)
         _kinds[stat.dev_major, stat.dev_minor] = known
     return known
 
@@ -66,6 +72,14 @@ def is_remote(stat: Stat) -> bool:
 def numbers_last(stat: Stat) -> bool:
     """Whether the filesystem behind *stat* keeps the inode numbers that it shows."""
     return _kind(stat).lasting
+
+
+def birth(stat: Stat) -> int:
+    """What tells an inode from the next one with its number; zero where nothing has to or can."""
+    if not stat.mask & linux.STATX_BTIME or not _kind(stat).given_again:
+        return 0
+    # A small integer: there may be a million of them.
+    return (stat.btime ^ stat.btime_part) & _BIRTH_BITS
 
 
 def is_door(stat: Stat) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import resource
@@ -18,6 +19,7 @@ import pytest
 
 from sidecar import fsnotify
 from tests import caches
+from tests.children import code_of
 from tests.counting import requests
 from tests.mounts import Mount, Mounter
 from tests.waiting import wait_until
@@ -407,6 +409,27 @@ def test_exclusive_believes_that_nobody_else_writes(mounted: Mounter, layer: str
     wait_until(lambda: (mount.point / other.name / "file").stat().st_size == 4)
     time.sleep(REMEMBERED)
     assert (mount.point / mine.name / "file").stat().st_size == 2
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_open_file_is_never_another(mounted: Mounter, place: str) -> None:
+    """What is made where a file was removed, and has its number, is not read or written as that."""
+    seen = _place(mounted(""), place)
+    fd = os.open(seen.path / "file", os.O_RDWR)
+    try:
+        (seen.lower / "file").unlink()
+        made = [seen.lower / "file", *(seen.lower / f"new-{number}" for number in range(20))]
+        for path in made:
+            path.write_text("secret")
+        wait_until(lambda: all(code_of(_read, seen.path / path.name) == 0 for path in made))
+        wait_until(lambda: all(_read(seen.path / path.name) == b"secret" for path in made))
+        with contextlib.suppress(OSError):
+            assert os.pread(fd, 100, 0) == b"before"
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, b"written", 0)
+        assert {path.read_text() for path in made} == {"secret"}
+    finally:
+        os.close(fd)
 
 
 def test_none_asks_each_time(mounted: Mounter) -> None:

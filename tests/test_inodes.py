@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from sidecar import linux, look
 from sidecar.descriptor import Descriptor
 from sidecar.walk import Layer
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, Inodes
@@ -148,6 +149,55 @@ def test_a_number_used_again_for_another_kind_is_another_inode(table: Table) -> 
     table.inodes.forget(file.id, 1)
     again = table.inodes.adopt(Layer.SYSROOT, table.root, b"n", b"n", stat.S_IFLNK, 1, 77, True)
     assert again is link, "forgetting the old one left the new one alone"
+
+
+def test_a_number_used_again_for_the_same_kind_is_another_inode(table: Table) -> None:
+    """Who has a removed file open has not what was made under its number later."""
+    place = (Layer.SYSROOT, table.root, b"n", b"n", stat.S_IFREG, 1, 77, True)
+    first, other, third = (table.inodes.adopt(*place, birth=birth) for birth in (5, 6, 0))
+    assert other is not first and other.id != first.id
+    assert third is other, "where nothing is known of it the number decides"
+
+
+def test_a_name_that_was_made_anew_is_another_inode(table: Table) -> None:
+    """Also where the volume gives it the number of the one that was removed."""
+    (table.top / "file").touch()
+    inode = table.look("file")
+    seen = linux.statx(linux.AT_FDCWD, os.fsencode(table.top / "file"))
+    inode.birth = look.birth(seen)
+    assert not is_stale(table, inode)
+    inode.let_go()
+    inode.birth = look.birth(seen) ^ 1
+    assert is_stale(table, inode) == (look.birth(seen) != 0)
+
+
+def test_an_unnamed_file_is_not_what_had_its_number(table: Table) -> None:
+    """A link to it leads to it, and not to a file that was removed behind the mount."""
+    fd = os.open(table.top, os.O_TMPFILE | os.O_RDWR)
+    try:
+        seen = os.fstat(fd)
+        place = (Layer.SYSROOT, table.root, b"n", b"n", seen.st_mode, seen.st_dev, seen.st_ino)
+        gone = table.inodes.adopt(*place, True)
+        made = table.inodes.adopt_unnamed(table.root, fd)
+        assert made is not gone
+        assert table.inodes.adopt(*place, True) is made
+    finally:
+        os.close(fd)
+
+
+def test_a_birth_stays_for_as_long_as_the_inode_does(tmp_path: Path) -> None:
+    """What is written, changed and renamed has not been made anew."""
+    path = tmp_path / "file"
+    path.touch()
+    before = look.birth(linux.statx(linux.AT_FDCWD, os.fsencode(path)))
+    path.write_text("more")
+    path.chmod(0o4711)
+    os.utime(path, (1, 1))
+    os.link(path, tmp_path / "link")
+    path = path.rename(tmp_path / "moved")
+    seen = linux.statx(linux.AT_FDCWD, os.fsencode(path))
+    assert look.birth(seen) == before
+    assert look.birth(seen._replace(mask=seen.mask & ~linux.STATX_BTIME)) == 0
 
 
 def test_a_vanished_inode_leaves_its_key(table: Table) -> None:
@@ -456,7 +506,7 @@ def test_an_inode_costs_at_most_half_a_kibibyte(table: Table, traced: None) -> N
             name = b"a-file-name-of-usual-length-%d.txt" % file
             inode = table.inodes.adopt(
                 Layer.SYSROOT, above, name, bytes(bytearray(name)), stat.S_IFREG, 1,
-                20_000_000 + 1000 * directory + file, True,
+                20_000_000 + 1000 * directory + file, True, birth=(1 << 29) + count + file,
             )  # fmt: skip
             inode.consulted()
             numbers.append(inode.id)

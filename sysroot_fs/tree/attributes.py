@@ -69,8 +69,7 @@ def _stat(tree: Tree, inode: Inode) -> Stat:
         stat, door = attributes(tree.holder(inode).fd, inode.stored)
     except FileNotFoundError:
         raise stale() from None
-    same = not inode.stable or (stat.dev, stat.ino) == (inode.dev, inode.ino)
-    if door or not same or stat_module.S_IFMT(stat.mode) != inode.kind:
+    if door or not inode.may_be(stat) or stat_module.S_IFMT(stat.mode) != inode.kind:
         raise stale()
     return stat
 

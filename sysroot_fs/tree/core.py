@@ -356,7 +356,7 @@ class Tree:
         own = found.guest if folded else name
         inode = self.inodes.adopt(
             found.layer, parent.part(found.part), own, found.stored, stat.mode, stat.dev, stat.ino,
-            self._is_stable(found, stat), folded, new,
+            self._is_stable(found, stat), folded, new, look.birth(stat),
         )  # fmt: skip
         inode.nlink = stat.nlink
         return inode

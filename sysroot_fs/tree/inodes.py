@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator
 
 from attrs import define, field
 
+from sidecar import linux, look
 from sidecar.descriptor import Descriptor
-from sidecar.linux import fd_path
+from sidecar.linux import Stat, fd_path
 from sidecar.spelling import EXACT, Spelling
 from sidecar.walk import Layer, Place
 from sysroot_fs.tree.remembered import Remembered
@@ -78,6 +79,8 @@ class Inode:
     name: bytes
     stored: bytes
     stable: bool
+    birth: int = 0
+    """What tells it from the next one with its number, zero for unknown (`look.birth`)."""
     lookups: int = 0
     nlink: int = 1
     """How many names it had when it was found by one of them."""
@@ -98,6 +101,14 @@ class Inode:
     """The descriptors of open files: all that is left of it on a volume that forgets."""
     kept: Descriptor | None = None
     """The same where nobody says what is open: one for whoever may have it open."""
+
+    def may_be(self, stat: Stat) -> bool:
+        """Whether *stat*, of what has its name, is of it as far as numbers tell."""
+        if not self.stable:
+            return True
+        return (stat.dev, stat.ino) == (self.dev, self.ino) and _are_one(
+            self.birth, look.birth(stat)
+        )
 
     def let_go(self) -> None:
         """Hold the descriptor no longer."""
@@ -165,6 +176,11 @@ class Inode:
         for inode in reversed(way):
             rule = inode.rule = rule.child(inode.name)
         return rule
+
+
+def _are_one(birth: int, other: int) -> bool:
+    """Whether two inodes with one number may be one and the same."""
+    return birth == other or not birth or not other
 
 
 def is_below(inode: Inode, top: Inode) -> bool:
@@ -270,17 +286,19 @@ class Inodes:
         stable: bool,
         folded: bool = False,
         new: bool = False,
+        birth: int = 0,
     ) -> Inode:
         """The inode for an entry that was just seen, one lookup more on its count.
 
         *name* is its own spelling; *folded* says that it was seen in another. Of a *new* one, what
         is known under its number is gone: a volume that is served by FUSE gives the numbers of
-        removed files out again although a descriptor is left of them.
+        removed files out again although a descriptor is left of them. So is what has another
+        *birth*: somebody who has it open must not get the new one instead.
         """
         kind = stat_module.S_IFMT(mode)
         key = self.key(layer, parent, stored, kind, dev, ino, stable)
         inode = self.find(key)
-        if inode is not None and (new or inode.kind != kind):
+        if inode is not None and (new or inode.kind != kind or not _are_one(inode.birth, birth)):
             # The number was used again for another object behind our back. The name of the one that
             # is gone stays noted: the kernel believes in it until the removal is reported.
             self._leave(inode)
@@ -288,7 +306,7 @@ class Inodes:
             inode = None
         if inode is None:
             inode = self._new(layer, kind, dev, ino, parent, name, stored, stable, key)
-            inode.folded = folded
+            inode.folded, inode.birth = folded, birth
         else:
             self._place(inode, parent, name, stored, folded)
             inode.dev, inode.ino = dev, ino
@@ -302,11 +320,17 @@ class Inodes:
         """
         # Not *fd* itself: who holds that may be somebody who writes.
         held = Descriptor(os.open(fd_path(fd), os.O_PATH | os.O_CLOEXEC))
-        seen = os.fstat(held.fd)
-        kind = stat_module.S_IFMT(seen.st_mode)
-        layer, dev, ino = parent.layer, seen.st_dev, seen.st_ino
+        seen = linux.statx(held.fd, b"", linux.AT_EMPTY_PATH)
+        kind = stat_module.S_IFMT(seen.mode)
+        layer, dev, ino = parent.layer, seen.dev, seen.ino
         key = self.key(layer, parent, b"", kind, dev, ino, True)
+        before = self.find(key)
+        if before is not None:
+            # As in `adopt`.
+            self._leave(before)
+            before.key = None
         inode = self._new(layer, kind, dev, ino, parent, b"", b"", True, key)
+        inode.birth = look.birth(seen)
         inode.lookups = 1
         inode.descriptor, inode.pinned = held, True
         return inode
@@ -436,9 +460,8 @@ class Inodes:
             descriptor = Descriptor(os.open(inode.stored, _OPEN, dir_fd=holder.fd))
         except (FileNotFoundError, NotADirectoryError):
             raise stale() from None
-        seen = os.fstat(descriptor.fd)
-        same = not inode.stable or (seen.st_dev, seen.st_ino) == (inode.dev, inode.ino)
-        if not same or stat_module.S_IFMT(seen.st_mode) != inode.kind:
+        seen = linux.statx(descriptor.fd, b"", linux.AT_EMPTY_PATH)
+        if not inode.may_be(seen) or stat_module.S_IFMT(seen.mode) != inode.kind:
             raise stale()
         inode.descriptor = descriptor
         self._keep(inode)
