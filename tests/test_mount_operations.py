@@ -18,6 +18,7 @@ import socket
 import stat
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -305,6 +306,28 @@ def test_a_user_who_writes_takes_setuid_away(place: Path) -> None:
 
     in_child(change, uid=USER, gid=USER)
     assert (mode_of(place / "write"), mode_of(place / "truncate")) == (0o777, 0o777)
+
+
+def test_nobody_takes_set_id_away_from_others_files(place: Path) -> None:
+    """A chown that changes nothing is refused or does nothing to what one may not write to."""
+    (place / "f").touch()
+    (place / "f").chmod(0o6755)
+    in_child(lambda: code_of(os.chown, place / "f", -1, -1), uid=USER, gid=USER)
+    assert mode_of(place / "f") == 0o6755
+
+
+def test_a_user_who_writes_to_what_he_was_handed_takes_setuid_away(spot: Spot) -> None:
+    """He could not open the file himself, but what he writes must not run as another."""
+    path = spot.path / "f"
+    path.touch()
+    path.chmod(0o6755)
+    with opened(path, os.O_WRONLY) as fd:
+        in_child(lambda: os.write(fd, b"x"), uid=USER, gid=USER)
+    assert mode_of(spot.lower / "f") == 0o755
+    end = time.monotonic() + 10
+    while mode_of(path) != 0o755:
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_sticky_directories_protect_others_files(place: Path) -> None:

@@ -129,6 +129,16 @@ def test_capabilities_go_with_a_write(mount: Mount) -> None:
         assert in_child(write, uid=uid, gid=uid) == []
 
 
+def test_set_id_goes_when_a_user_writes_to_what_he_was_handed(mount: Mount) -> None:
+    """The volume takes it for the server's write, who may keep the bits."""
+    (mount.sysroot / "f").write_text("content")
+    (mount.sysroot / "f").chmod(0o6755)
+    with opened(mount.point / "f", os.O_WRONLY) as fd:
+        in_child(lambda: os.pwrite(fd, b"x", 0), uid=1000, gid=1000)
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755
+    assert stat.S_IMODE((mount.sysroot / "f").stat().st_mode) == 0o755
+
+
 def test_set_id_given_while_it_is_open(mount: Mount) -> None:
     """Bits that came after the file was opened go with the next write of a user's."""
     (mount.sysroot / "f").write_text("content")

@@ -15,9 +15,10 @@ from attrs import frozen
 from sidecar import linux
 from sidecar.linux import Stat, fd_path
 from sidecar.look import attributes
-from sidecar.twin import Caller
+from sidecar.twin import Caller, guard_of
 from sidecar.walk import Layer
 from sysroot_fs.tree.core import Tree, error, virtual_stat
+from sysroot_fs.tree.files import Handle
 from sysroot_fs.tree.inodes import ROOT_ID, Inode, stale
 
 T = TypeVar("T")
@@ -134,21 +135,31 @@ def _reach(tree: Tree, inode: Inode) -> tuple[int, int | bytes]:
     return held.fd, fd_path(held.fd)
 
 
-def drop_set_id(fd: int) -> None:
-    """Take the set-id bits of the open file *fd* away, as a write by somebody without rights does.
+def may_write(tree: Tree, number: int, caller: Caller) -> bool:
+    """Whether *caller* could write to an inode, or change its mode; in doubt (an ACL) not."""
+    at, _ = _reach(tree, tree.inodes[number])
+    guard = guard_of(at)
+    return caller.uid == guard.uid or guard.grants(caller, 2)
+
+
+def drop_set_id(tree: Tree, handle: Handle) -> None:
+    """Take the set-id bits of an open file away, as a write by somebody without rights does.
 
     The kernel leaves that to whoever serves the file (FUSE_HANDLE_KILLPRIV_V2). File capabilities
     go by themselves when the volume below is written to.
     """
-    _drop_set_id(fd)
+    if _drop_set_id(handle.descriptor.fd):
+        # It was not the change of attributes before the write that took them away.
+        tree.coherence.touched(handle.inode)
 
 
-def _drop_set_id(where: int | bytes) -> None:
+def _drop_set_id(where: int | bytes) -> bool:
     mode = os.stat(where).st_mode
     runs_as_group = mode & stat_module.S_IXGRP
     kept = mode & ~(stat_module.S_ISUID | (stat_module.S_ISGID if runs_as_group else 0))
     if kept != mode:
         os.chmod(where, stat_module.S_IMODE(kept))
+    return kept != mode
 
 
 def drop_setgid(tree: Tree, number: int) -> None:

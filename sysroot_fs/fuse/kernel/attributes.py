@@ -82,11 +82,22 @@ class Attributes:
         )
         handle = self.handles.get(fh) if valid & Attr.FH else None
         fd = handle.descriptor.fd if handle is not None and handle.writable else None
-        # With nothing to change it is set-id bits and capabilities that have to go, before a write
-        # or by a chown that changes nothing.
-        drop = bool(valid & Attr.KILL_SUIDGID) or not valid & _CHANGES
+        drop = bool(valid & Attr.KILL_SUIDGID) or (not valid & _CHANGES and self._drops(request))
         stat = attributes.setattr_(self.tree, request.node, changes, fd, drop_privileges=drop)
         return self.replies.attributes(request.node, stat)
+
+    def _drops(self, request: Request) -> bool:
+        """Whether set-id bits and capabilities have to go by a change of nothing.
+
+        It comes before a write, or is a chown that changes nothing, which anybody can ask for: the
+        kernel does not say which of the two.
+        """
+        if attributes.may_write(self.tree, request.node, request.caller):
+            return True
+        # Somebody may have been handed an open file.
+        return any(
+            handle.writable and handle.inode.id == request.node for handle in self.handles.values()
+        )
 
     def readlink(self, request: Request) -> bytes:
         """The bytes of a symlink."""

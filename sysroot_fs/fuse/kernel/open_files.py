@@ -121,7 +121,7 @@ class OpenFiles:
         flags, more = abi.OPEN_IN.unpack_from(request.body)
         handle = files.open_file(self.tree, request.node, self._readable(flags))
         if more & abi.OPEN_KILL_SUIDGID:
-            attributes.drop_set_id(handle.descriptor.fd)
+            attributes.drop_set_id(self.tree, handle)
         return self._keep(handle, flags)
 
     def create(self, request: Request) -> bytes:
@@ -162,7 +162,7 @@ class OpenFiles:
         data = request.body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
         handle = self._handle(fh, request.node, writing=True)
         if flags & abi.WRITE_KILL_SUIDGID:
-            attributes.drop_set_id(handle.descriptor.fd)
+            attributes.drop_set_id(self.tree, handle)
         done = files.write(handle, offset, data)
         if not fh:
             self.served.written(request.node)
@@ -210,7 +210,7 @@ class OpenFiles:
         fh, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(request.body)
         handle = self._handle(fh, request.node, writing=True)
         if request.caller.uid:
-            attributes.drop_set_id(handle.descriptor.fd)
+            attributes.drop_set_id(self.tree, handle)
         linux.fallocate(handle.descriptor.fd, mode, offset, length)
         return b""
 
@@ -231,7 +231,7 @@ class OpenFiles:
         into = self._handle(target, node, writing=True)
         out_of = self._handle(source, request.node)
         if request.caller.uid:
-            attributes.drop_set_id(into.descriptor.fd)
+            attributes.drop_set_id(self.tree, into)
         done = os.copy_file_range(
             out_of.descriptor.fd,
             into.descriptor.fd,
