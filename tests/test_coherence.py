@@ -432,6 +432,22 @@ def test_an_open_file_is_never_another(mounted: Mounter, place: str) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_file_that_was_made_stays_what_it_is(mounted: Mounter, place: str) -> None:
+    """Replaced behind the mount while it is open, it tells of itself and not of the new one."""
+    seen = _place(mounted("opens=ask"), place)
+    fd = os.open(seen.path / "sub/made", os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    try:
+        os.write(fd, b"made")
+        (seen.lower / "other").rename(seen.lower / "sub/made")
+        wait_until(lambda: code_of(_read, seen.path / "sub/made") == 0)
+        wait_until(lambda: _read(seen.path / "sub/made") == b"other")
+        assert (os.fstat(fd).st_size, os.fstat(fd).st_nlink) == (4, 0)
+        assert os.pread(fd, 100, 0) == b"made"
+    finally:
+        os.close(fd)
+
+
 def test_none_asks_each_time(mounted: Mounter) -> None:
     """A change is seen at once, with nobody watching."""
     mount = mounted("coherence=none", "host_coherence=none")

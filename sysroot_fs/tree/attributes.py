@@ -60,6 +60,9 @@ def getattr_(tree: Tree, number: int) -> Stat:
 def _stat(tree: Tree, inode: Inode) -> Stat:
     if inode.layer is Layer.VIRTUAL:
         return virtual_stat(inode.kind)
+    if inode.opened:
+        # Also where its name means another by now, or cannot be reached any more.
+        return linux.statx(inode.opened[-1].fd, b"", linux.AT_EMPTY_PATH)
     if inode.pinned:
         return linux.statx(inode.reach().fd, b"", linux.AT_EMPTY_PATH)
     if inode.descriptor is not None:
