@@ -219,6 +219,9 @@ class OpenFiles:
         fh, offset, whence, _ = abi.LSEEK_IN.unpack_from(request.body)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise error(errno.EINVAL)
+        if self._back:
+            # The volume does not know of what the kernel keeps. Unasked, all is data to it.
+            raise error(errno.ENOSYS)
         handle = self._handle(fh, request.node)
         return abi.LSEEK_OUT.pack(os.lseek(handle.descriptor.fd, offset, whence))
 
