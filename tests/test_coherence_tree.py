@@ -129,6 +129,27 @@ def test_exactly_what_has_changed_is_taken_back(told: Told) -> None:
     }
 
 
+def test_a_directory_in_the_place_of_another_is_watched_on(told: Told) -> None:
+    """The kernel lets go of the one that had its name before, of which no descriptor is left."""
+    before = told.lookup("dir/sub")
+    assert isinstance(before, Entry)
+    sub = told.sysroot / "dir/sub"
+
+    def replace() -> None:
+        sub.rename(told.sysroot / "elsewhere")
+        sub.mkdir()
+        (sub / "file").touch()
+
+    told.after(replace)
+    told.lookup("dir/sub/file")
+    now = told.lookup("dir/sub")
+    assert isinstance(now, Entry) and now.inode is not before.inode
+    told.tree.inodes.keep_few()
+    before.inode.let_go()
+    lookup.forget(told.tree, [(before.inode.id, before.inode.lookups)])
+    assert EntryNotice(now.inode.id, b"file") in told.after((sub / "file").unlink)
+
+
 def test_a_new_file_with_the_number_of_one_that_is_gone(told: Told) -> None:
     """It may be made before the removal is reported: the kernel hears of that all the same."""
     file, directory = told.lookup("dir/file"), told.lookup("dir")

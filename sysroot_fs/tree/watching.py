@@ -197,7 +197,9 @@ class Watching:
         with contextlib.suppress(OSError):
             fd = os.open(inode.stored, _OPEN, dir_fd=self.inodes.holder(inode).fd)
             try:
-                watcher.remove(key, fd)
+                # Another directory may have the name by now, and be watched itself.
+                if inode.may_be(linux.statx(fd, b"", linux.AT_EMPTY_PATH)):
+                    watcher.remove(key, fd)
             finally:
                 os.close(fd)
 
