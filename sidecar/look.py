@@ -26,7 +26,7 @@ _MADE_UP: Final = frozenset({"vfat", "msdos", "exfat", "fuseblk", "fuse.exfat"})
 
 # Filesystems that give the number of a removed inode out again, and that note when one was made: so
 # it stays for as long as the inode does. On an overlay that changes with the first write.
-_GIVEN_AGAIN: Final = frozenset({"ext4", "xfs", "f2fs"})
+_GIVEN_AGAIN: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs"})
 _BIRTH_BITS: Final = (1 << 30) - 1
 
 _ASK: Final = linux.AT_SYMLINK_NOFOLLOW
