@@ -6,12 +6,13 @@ import errno
 import fcntl
 import functools
 import itertools
+import mmap
 import os
 import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,41 @@ def test_holes_are_seen(place: Path) -> None:
         with pytest.raises(OSError) as failed:
             os.lseek(file.fileno(), 65 * 4096, os.SEEK_DATA)
     assert failed.value.errno == errno.ENXIO
+
+
+def test_what_waits_in_a_map_is_no_hole(place: Path) -> None:
+    """What was just written through a map is data for whoever copies the file by its holes."""
+    with open(place / "f", "w+b") as file:
+        os.ftruncate(file.fileno(), _BIG)
+        with mmap.mmap(file.fileno(), _BIG) as written:
+            for start in (100_000, 500_000, 900_000):
+                written[start : start + 10] = b"0123456789"
+            parts = list(data_in(file.fileno(), _BIG))
+            assert [part for part in parts if part.start <= 500_000 and part.stop >= 500_010]
+            assert sum(map(len, parts)) < _BIG
+            with open(place / "copy", "wb") as copy:
+                for part in parts:
+                    os.pwrite(
+                        copy.fileno(), os.pread(file.fileno(), len(part), part.start), part.start
+                    )
+                os.ftruncate(copy.fileno(), _BIG)
+            assert (place / "copy").read_bytes() == written[:]
+            written[700_000:700_010] = b"0123456789"
+            hole = os.lseek(file.fileno(), 500_000, os.SEEK_HOLE)
+            assert hole <= 700_000 and os.lseek(file.fileno(), hole, os.SEEK_DATA) <= 700_000
+
+
+def data_in(fd: int, size: int) -> Iterator[range]:
+    """The parts of a file that hold data."""
+    stop = 0
+    while stop < size:
+        try:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+        except OSError as failure:
+            assert failure.errno == errno.ENXIO
+            return
+        stop = os.lseek(fd, start, os.SEEK_HOLE)
+        yield range(start, stop)
 
 
 def test_a_file_without_a_name(place: Path) -> None:

@@ -16,6 +16,8 @@ import logging
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, field
@@ -60,6 +62,7 @@ class Notices:
     _held: dict[bytes, bool] = field(factory=dict, init=False)
     _now: dict[bytes, bool] = field(factory=dict, init=False)
     _again: dict[bytes, float] = field(factory=dict, init=False)
+    _flushes: deque[tuple[bytes, Callable[[], None]]] = field(factory=deque, init=False)
     _changed: threading.Condition = field(factory=threading.Condition, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
@@ -79,6 +82,20 @@ class Notices:
             case Attributes(inode, data):
                 self._put(attributes_message(inode, data), again=True)
 
+    def flush(self, inode: int, start: int, length: int, then: Callable[[], None]) -> bool:
+        """The kernel shall hand over what it keeps of a part of a file, and forget it.
+
+        Of *inode* from *start* on, *length* bytes. The thread calls *then* when it has; never where
+        the mount goes before. False where there is no thread to be had.
+        """
+        body = abi.NOTIFY_INVAL_INODE_OUT.pack(inode, start, length)
+        with self._changed:
+            if not self._started():
+                return False
+            self._flushes.append((_message(abi.NOTIFY_INVAL_INODE, body), then))
+            self._changed.notify()
+        return True
+
     def _put(self, message: bytes, again: bool) -> None:
         self._held[message] = again or self._held.get(message, False)
 
@@ -95,18 +112,23 @@ class Notices:
         who waits for the reply would neither.
         """
         with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="notices", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    # Too many threads: the next time, perhaps.
-                    return
-                self._thread = thread
+            if not self._started():
+                return
             for message, again in self._held.items():
                 self._now[message] = again or self._now.get(message, False)
             self._held.clear()
             self._changed.notify()
+
+    def _started(self) -> bool:
+        """Whether there is a thread; false where there are too many: the next time, perhaps."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="notices", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def close(self) -> None:
         """End the thread, after the message that it is at. Nobody reads requests any more.
@@ -117,6 +139,7 @@ class Notices:
             with self._changed:
                 self._closed = True
                 self._now.clear()
+                self._flushes.clear()
                 self._changed.notify()
             self._thread.join(_PATIENCE_SECONDS)
             if self._thread.is_alive():
@@ -148,15 +171,19 @@ class Notices:
 
     def _run(self) -> None:
         while batch := self._batch():
-            for message in batch:
+            for message, then in batch:
                 self._send(message)
+                if then is not None:
+                    then()
 
-    def _batch(self) -> list[bytes]:
+    def _batch(self) -> list[tuple[bytes, Callable[[], None] | None]]:
         """What is to be told next, waiting for it; nothing at the end."""
         with self._changed:
             while True:
                 now = time.monotonic()
-                batch = list(self._now)
+                batch: list[tuple[bytes, Callable[[], None] | None]] = [*self._flushes]
+                self._flushes.clear()
+                batch += [(message, None) for message in self._now]
                 for message, again in self._now.items():
                     if again:
                         # Once more after the last change, and in the order of time.
@@ -165,7 +192,7 @@ class Notices:
                 self._now.clear()
                 while self._again and (first := next(iter(self._again.items())))[1] <= now:
                     del self._again[first[0]]
-                    batch.append(first[0])
+                    batch.append((first[0], None))
                 if batch or self._closed:
                     return batch
                 due = next(iter(self._again.values()), None)

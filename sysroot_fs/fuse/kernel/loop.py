@@ -113,6 +113,8 @@ class Loop:
         self.door.rings = self._rings.make
         self.door.changed = self._notices.changed
         self.door.watching = self._watch
+        holes = self.door.files.holes
+        holes.flush, holes.answer = self._flush, self._reply_late
 
     def _watch(self, fd: int) -> None:
         """Have the changes behind the mount taken note of between requests."""
@@ -348,10 +350,14 @@ class Loop:
                 # Somebody waits for it.
                 self._reply(unique, errno.EIO, b"")
 
-    def _reply_late(self, unique: int, code: int) -> None:
+    def _reply_late(self, unique: int, code: int, reply: bytes = b"") -> None:
         """Answer a request that was kept. From any thread."""
-        if not self._rings.answer(unique, (code, b"")):
-            self._reply(unique, code, b"")
+        if not self._rings.answer(unique, (code, reply)):
+            self._reply(unique, code, reply)
+
+    def _flush(self, inode: int, start: int, length: int, then: Callable[[], None]) -> bool:
+        """As `Notices.flush`; not with rings, which give a request back when it is answered."""
+        return not self._rings.running and self._notices.flush(inode, start, length, then)
 
     def _forget(self) -> None:
         """Have the kernel forget what the tree says that it must, before it gets its answer."""

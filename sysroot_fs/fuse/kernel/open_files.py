@@ -13,6 +13,7 @@ from sidecar import linux
 from sidecar.linux import Stat
 from sysroot_fs.fuse.kernel import abi
 from sysroot_fs.fuse.kernel.abi import Init, Open
+from sysroot_fs.fuse.kernel.holes import Holes
 from sysroot_fs.fuse.kernel.locks import Locks, Wanted
 from sysroot_fs.fuse.kernel.passthrough import Passthrough
 from sysroot_fs.fuse.kernel.replies import Replies
@@ -43,6 +44,7 @@ class OpenFiles:
     _skips_opens: bool = field(default=False, init=False)
     """Whether the kernel opens files without asking; then reads and writes name an inode."""
     locks: Locks | None = field(default=None, init=False)
+    holes: Holes = field(factory=Holes, init=False)
     _passthrough: Passthrough | None = field(default=None, init=False)
     _direct: set[int] = field(factory=set, init=False)
     """Handles that are not lent whatever else is."""
@@ -223,7 +225,10 @@ class OpenFiles:
             # The volume does not know of what the kernel keeps. Unasked, all is data to it.
             raise error(errno.ENOSYS)
         handle = self._handle(fh, request.node)
-        return abi.LSEEK_OUT.pack(os.lseek(handle.descriptor.fd, offset, whence))
+        if self._passthrough is not None and self._passthrough.is_lent(handle):
+            # Maps are of the file itself then.
+            return abi.LSEEK_OUT.pack(os.lseek(handle.descriptor.fd, offset, whence))
+        return self.holes.sought(request.unique, handle, offset, whence)
 
     def copy_file_range(self, request: Request) -> bytes:
         """Copy from one open file to another, on the volume where it can do that by itself."""

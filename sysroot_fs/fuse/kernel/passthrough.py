@@ -76,6 +76,11 @@ class Passthrough:
                 number = abi.BACKING_ID.pack(lent.backing)
                 fcntl.ioctl(self.device, abi.DEV_IOC_BACKING_CLOSE, number)
 
+    def is_lent(self, handle: Handle) -> bool:
+        """Whether the kernel reads and writes the file below, and keeps nothing of it."""
+        lent = self._lent.get(handle.inode)
+        return lent is not None and lent.backing is not None
+
     def _tell_times(self, inode: Inode) -> None:
         """Have the kernel ask for the attributes: of writes through a map it knows nothing."""
         try:
