@@ -107,6 +107,18 @@ def data_in(fd: int, size: int) -> Iterator[range]:
         yield range(start, stop)
 
 
+def test_a_file_that_was_replaced_is_stale_once(mounted: Mounter) -> None:
+    """Nobody tells of the change, and the kernel opens what it knows: the next open is right."""
+    mount = mounted("coherence=exclusive")
+    (mount.sysroot / "f").write_text("old")
+    os.stat(mount.point / "f")
+    (mount.sysroot / "other").write_text("new")
+    os.replace(mount.sysroot / "other", mount.sysroot / "f")
+    assert code_of((mount.point / "f").read_text) == errno.ESTALE
+    wait_until(lambda: code_of((mount.point / "f").read_text) == 0)
+    assert (mount.point / "f").read_text() == "new"
+
+
 def test_a_file_without_a_name(place: Path) -> None:
     """O_TMPFILE makes a file that nobody sees, and a link gives it a name."""
     fd = os.open(place, os.O_TMPFILE | os.O_RDWR, 0o640)

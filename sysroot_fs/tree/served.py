@@ -109,6 +109,9 @@ class Served:
         try:
             handle = files.open_file(self.tree, number, flags)
         except OSError as failure:
+            if failure.errno == errno.ESTALE and inode.parent is not None:
+                # Another file has its name by now: who opens that once more shall get it.
+                self.tree.forgotten.append((inode.parent.id, inode.name))
             if failure.errno not in (errno.ENFILE, errno.EMFILE):
                 raise
             self._let_go(0)
