@@ -78,8 +78,9 @@ def export_pool(pool: str) -> None:
         if known is None and not _running():
             raise VolumeError(f"zfs-fuse has died with the pool {pool}: look for a core dump")
         passed = time.monotonic() - began
-        if passed > (PATIENCE if known is None else 8 * PATIENCE):
-            raise VolumeBusy(f"the pool {pool} cannot be exported: find what uses it, call sweep")
+        if passed > (6 * PATIENCE if known is None else 24 * PATIENCE):
+            why = "zfs-fuse does not answer" if known is None else "find what uses it, call sweep"
+            raise VolumeBusy(f"the pool {pool} cannot be exported: {why}")
         time.sleep(0.05)
 
 
