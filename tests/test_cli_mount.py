@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from sidecar import linux
@@ -49,11 +50,13 @@ def run(
     return Result(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 
 
+@attrs.frozen
 class Result:
     """How the command ended."""
 
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
+    status: int
+    out: str
+    err: str
 
     def assert_sentence(self, *parts: str, status: int = 1) -> None:
         """It failed with `status` and one sentence on stderr that holds all of `parts`."""
@@ -655,6 +658,17 @@ def test_returned_before_ready() -> None:
     assert "before the mount was up" in detached(lambda _: None)
 
 
+def mounted_by(script: str, place: Place) -> Result:
+    """What `mount` says where *script* starts it."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "mount", place.sysroot, place.mountpoint],
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    return Result(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
+
+
 @pytest.mark.parametrize("fate", ["return", "raise RuntimeError('gone')"])
 def test_gone_after_ready(place: Place, fate: str) -> None:
     """A server that ends as soon as it said that it is ready is a failure of the command."""
@@ -670,14 +684,7 @@ def test_gone_after_ready(place: Place, fate: str) -> None:
         sys.exit(main(sys.argv[1:]))
         """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "mount", place.sysroot, place.mountpoint],
-        env=environment(),
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    result = Result(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
-    result.assert_sentence("was mounted, but its server ended")
+    mounted_by(script, place).assert_sentence("was mounted, but its server ended")
 
 
 @pytest.mark.parametrize(
@@ -729,13 +736,7 @@ def test_interrupted_when_it_is_up(place: Place) -> None:
         sys.exit(main(sys.argv[1:]))
         """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "mount", place.sysroot, place.mountpoint],
-        env=environment(),
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert mounted_by(script, place) == Result(0, "", "")
     assert is_mounted(place.mountpoint)
 
 
