@@ -342,10 +342,14 @@ class DirectoryIndex:
             return None
         if is_token(stored):
             # A token without a row has lost its name: it is reported by `check`, never shown.
-            return tokens.get(stored)
-        name = escape.decode(stored)
-        if name is None:
-            return stored
+            name = tokens.get(stored)
+            if name is None or escape.encode(name) in self.names:
+                return None
+        else:
+            name = escape.decode(stored)
+            if name is None:
+                return stored
+        # What is read first is meant where one name is stored twice.
         return name if name not in self.names or is_reserved(name) else None
 
     def only_helpers(self, dirfd: int) -> list[bytes] | None:
@@ -471,8 +475,8 @@ class DirectoryIndex:
             return
         name = None if is_token(stored) else self._guest(stored, {})
         shadow = self.encodes and name == stored and escape.encode(stored) in self.names
-        if name is None or shadow:
-            # A token, or a literal name beside its escape: it depends on others.
+        if name is None or shadow or name in self.rows:
+            # A token, or a name that is stored twice: it depends on others.
             self._folded = None
             return
         key, pair = self.key(name), (name, stored)

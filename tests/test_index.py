@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar import escape, linux, volume
+from sidecar import casefold, escape, linux, volume
 from sidecar.index import DirectoryIndex, Indexes, look
 from sidecar.index_file import DamagedIndex, format_rows, parse_rows
 from sidecar.naming import HELPER_NAMES, INDEX_FILE, INDEX_LOCK, Kind, Policy, token
@@ -507,6 +507,26 @@ def test_a_token_without_its_row_is_hidden(bytes_room: Room) -> None:
     assert room.guests() == []
     assert room.find(TOKEN) is None
     assert room.index.only_helpers(room.fd) == []
+
+
+@pytest.mark.parametrize(
+    "also", [[b"Foo"], [escape.encode(b"Foo")], [b"Foo", escape.encode(b"Foo")]]
+)
+def test_a_name_that_a_row_has_too_is_listed_once(bytes_room: Room, also: list[bytes]) -> None:
+    """The literal name is meant, then the escape, then the row; removed, the next one shows."""
+    stored = [*also, TOKEN]
+    for one in stored:
+        os.mknod(one, dir_fd=bytes_room.fd)
+    bytes_room.path.joinpath(os.fsdecode(INDEX_FILE)).write_bytes(format_rows({b"Foo": TOKEN}))
+    for meant in stored:
+        assert bytes_room.index.listing(bytes_room.fd) == [(b"Foo", meant)]
+        for key in (None, casefold.key):
+            index = DirectoryIndex(bytes_room.index.traits, Policy.NATURAL, key)
+            entry, _ = index.find(bytes_room.fd, b"Foo")
+            assert entry is not None and entry.stored == meant
+        os.unlink(meant, dir_fd=bytes_room.fd)
+        bytes_room.index.removed(bytes_room.fd, meant)
+    assert bytes_room.index.listing(bytes_room.fd) == []
 
 
 def test_a_removed_token_takes_its_row_along(bytes_room: Room) -> None:
