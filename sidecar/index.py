@@ -368,14 +368,15 @@ class DirectoryIndex:
 
     # --- naming ------------------------------------------------------------------------------
 
-    def lock(self, dirfd: int) -> AbstractContextManager[object]:
+    def lock(
+        self, dirfd: int, patience: float = index_file.LOCK_TIMEOUT
+    ) -> AbstractContextManager[object]:
         """Hold the directory against other mounts that name something in it.
 
         Such volumes have no rename that refuses to replace, so check and rename are two calls;
-        the lock is the kernel's and ends with the process. EBUSY after as long as for the index
-        file's own lock.
+        the lock is the kernel's and ends with the process. EBUSY after *patience* seconds.
         """
-        return _Held(dirfd)
+        return _Held(dirfd, patience)
 
     def store(
         self, dirfd: int, name: bytes, make: Callable[[bytes], T], *, exclusive: bool = True
@@ -513,15 +514,15 @@ class DirectoryIndex:
 class _Held:
     """A directory's own descriptor, locked: O_PATH descriptors cannot carry a lock."""
 
-    __slots__ = ("_dirfd", "_fd", "_lock")
+    __slots__ = ("_dirfd", "_fd", "_lock", "_patience")
 
-    def __init__(self, dirfd: int) -> None:
-        self._dirfd = dirfd
+    def __init__(self, dirfd: int, patience: float) -> None:
+        self._dirfd, self._patience = dirfd, patience
 
     def __enter__(self) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._fd = os.open(b".", flags, dir_fd=self._dirfd)
-        self._lock = linux.same_file_lock(self._fd, index_file.LOCK_TIMEOUT)
+        self._lock = linux.same_file_lock(self._fd, self._patience)
         try:
             self._lock.__enter__()
         except BaseException:

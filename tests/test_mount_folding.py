@@ -16,7 +16,11 @@ from typing import Final
 
 import pytest
 
-from sidecar import linux
+from sidecar import escape, linux
+from sidecar import volume as volume_module
+from sidecar.index import DirectoryIndex
+from sidecar.naming import Policy
+from tests.caseless import Volumes
 from tests.children import code_of, in_child, start_child
 from tests.conftest import Spot
 from tests.matrix.volumes import Volume
@@ -472,6 +476,37 @@ def test_rename_over_a_directory_that_keeps_its_index(folded: Spot) -> None:
     write_all(folded.path / "new", "f")
     os.rename(folded.path / "new", folded.path / "old")
     assert contents(folded.path / "old") == {"f": "f"}
+
+
+@pytest.mark.parametrize("removal", ["rmdir", "rename"])
+def test_rows_of_another_mount_survive_the_removal_of_their_directory(
+    mounted: Mounter, volumes: Volumes, removal: str
+) -> None:
+    """Between the row and its object a directory looks empty, and yet its index file stays."""
+    mount = mounted(sysroot=volumes["zfs"].path / mounted.work.name)
+    directory, other = mount.point / "dir", mount.point / "other"
+    directory.mkdir()
+    other.mkdir()
+    # Such a name is never literal, and its escape would be too long.
+    name = escape.encode(b"n" * 70)
+
+    def make(stored: bytes) -> None:
+        code = (
+            code_of(os.rmdir, directory)
+            if removal == "rmdir"
+            else code_of(os.rename, other, directory)
+        )
+        assert code == errno.ENOTEMPTY
+        os.mknod(stored, dir_fd=fd)
+
+    fd = os.open(mount.sysroot / "dir", os.O_PATH | os.O_DIRECTORY)
+    try:
+        index = DirectoryIndex(volume_module.probe(fd), Policy.NATURAL)
+        with index.lock(fd):
+            index.store(fd, name, make)
+    finally:
+        os.close(fd)
+    wait_until(lambda: os.listdir(directory) == [os.fsdecode(name)])
 
 
 def test_exclusive_creation_by_four_processes(folded: Spot) -> None:

@@ -12,6 +12,7 @@ import os
 import stat as stat_module
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Final
 
 from sidecar.descriptor import Descriptor
 from sidecar.index import DirectoryIndex
@@ -184,15 +185,30 @@ def entered(tree: Tree, found: Found) -> tuple[Descriptor, DirectoryIndex | None
     )
 
 
+_SWEEPING_SECONDS: Final = 1.0
+
+
 def sweep_helpers(tree: Tree, found: Found, holder: Descriptor) -> None:
-    """Remove the index file of a directory that the guest sees as empty."""
+    """Remove the index file of a directory that the guest sees as empty.
+
+    Under that directory's lock: a row that has no object may be one that another mount has just
+    written for what it is about to make. Who has the lock for long may wait for the one of
+    *holder*, which is held here; then the index file stays, and the directory is not empty.
+    """
     child, index = entered(tree, found)
     if index is not None:
         helpers = index.only_helpers(child.fd)
         if helpers is None:
             return
-        for helper in helpers:
-            os.unlink(helper, dir_fd=child.fd)
+        if helpers:
+            try:
+                with index.lock(child.fd, _SWEEPING_SECONDS):
+                    for helper in index.only_helpers(child.fd) or ():
+                        os.unlink(helper, dir_fd=child.fd)
+            except OSError as failure:
+                if failure.errno != errno.EBUSY:
+                    raise
+                return
         for leftover in index.leftovers():
             # A removed file that is still open: its volume takes it away where it then lies.
             with suppress(FileNotFoundError):
