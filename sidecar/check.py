@@ -25,7 +25,7 @@ from sidecar.damage import look_for_damage
 from sidecar.findings import Finding, Name, Page, Severity, What
 from sidecar.kinds import Kind, Refusal
 from sidecar.listings import Directory
-from sidecar.naming import HELPER_NAMES
+from sidecar.naming import HELPER_NAMES, NAME_MAX
 
 __all__ = ["Subject", "inspect"]
 
@@ -61,6 +61,7 @@ def inspect(
         foresight = _Foresight(page, subject)
         foresight.collisions()
         foresight.refusals()
+        foresight.unsayable()
         yield directory, page.found
 
 
@@ -201,6 +202,20 @@ class _Foresight:
                 doubting = [kind for kind in volumes if refusal in kind.doubts(stored)]
                 if doubting:
                     self.refused(name, refusal, doubting, Severity.NOTE)
+
+    def unsayable(self) -> None:
+        """Names past Linux's limit: volumes that count in UTF-16 units hold up to 765 bytes."""
+        page = self.page
+        for stored in sorted(name for name in page.directory.entries if len(name) > NAME_MAX):
+            if stored not in page.mapped and stored not in page.hidden:
+                page.add(
+                    What.TOO_LONG,
+                    Severity.WARNING,
+                    f"is too long: it has {len(stored)} bytes, and no guest can see more than "
+                    f"{NAME_MAX}",
+                    Name(stored, stored),
+                    advice="give it a shorter name",
+                )
 
     def refused(self, name: Name, refusal: Refusal, of: Sequence[Kind], severity: Severity) -> None:
         means = f"{refusal.value}: {_labels(of)} cannot hold it"

@@ -512,6 +512,15 @@ def test_a_mended_index_belongs_to_whom_it_belonged(tmp_path: Path) -> None:
     assert (index.stat().st_uid, index.stat().st_gid) == (1234, 2345)
 
 
+def test_a_name_that_no_guest_can_see() -> None:
+    """Volumes that count in UTF-16 units hold names past Linux's limit; escapes are none."""
+    name = "\u6f22" * 86
+    hidden = os.fsdecode(escape.encode(b"n" * 200))
+    findings = found_in_tar(archive(name, "\u6f22" * 85, hidden), FOLD)
+    assert brief(findings) == [(What.TOO_LONG, b"/", (name.encode(),))]
+    assert findings[0].severity is Severity.WARNING
+
+
 def test_an_object_that_came_back_keeps_its_row(tmp_path: Path) -> None:
     """What was made between the finding and the repair is seen under the lock."""
     index = with_orphan(tmp_path)

@@ -177,6 +177,26 @@ def test_names_that_the_volume_refuses(folded: Spot) -> None:
     assert contents(folded.path) == wanted
 
 
+@pytest.mark.parametrize("kind", ["exfat", "caseless"])
+@pytest.mark.parametrize("options", [(), ("lookup=fold", "merge"), ("listing=union",)])
+def test_a_name_past_linuxs_limit_hides_no_other(
+    mounted: Mounter, volumes: Volumes, kind: str, options: tuple[str, ...]
+) -> None:
+    """Such volumes hold 255 UTF-16 units, which may be 765 bytes: left out, and kept."""
+    base = volumes[kind].path / mounted.work.name
+    for layer in ("sysroot", "host"):
+        for name in ("Dir", layer):
+            (base / layer / name).mkdir(parents=True)
+            (base / layer / name / "file").touch()
+            (base / layer / name / ("\u6f22" * 100 + layer)).touch()
+    mount = mounted(*options, sysroot=base / "sysroot", host=base / "host")
+    for name in ("Dir", "sysroot", "host"):
+        assert os.listdir(mount.point / name) == ["file"]
+    os.unlink(mount.point / "Dir" / "file")
+    assert code_of(os.rmdir, mount.point / "Dir") == errno.ENOTEMPTY
+    assert os.listdir(mount.sysroot / "Dir") == ["\u6f22" * 100 + "sysroot"]
+
+
 def test_names_that_stored_names_look_like(folded: Spot) -> None:
     """An escape, a token and the index file's own name are ordinary names for the guest."""
     names = [".ef=466f6f", "Foo", "foo", ".ef_0123456789abcdef", INDEX_FILE, f"{INDEX_FILE}.tmp"]

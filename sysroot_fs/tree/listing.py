@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from stat import S_IFDIR, S_ISDIR
 
 from attrs import define
@@ -19,6 +19,7 @@ from attrs import define
 from sidecar import linux, look
 from sidecar.descriptor import Descriptor
 from sidecar.linux import Stat
+from sidecar.naming import NAME_MAX
 from sidecar.twin import Caller, guard_of
 from sidecar.walk import Absent, Found, Layer, Place
 from sysroot_fs.tree.core import Entry, Tree, virtual_stat
@@ -60,6 +61,11 @@ class Listing:
         return start >= _DOT_COUNT and bisect_left(self.offsets, start - _DOT_COUNT) == len(
             self.offsets
         )
+
+
+def _sayable(names: Iterable[bytes]) -> list[bytes]:
+    """Those of *names* that a program can say: a volume that counts in UTF-16 may hold longer."""
+    return [name for name in names if len(name) <= NAME_MAX]
 
 
 def names_in(holder: Descriptor) -> list[bytes]:
@@ -122,7 +128,7 @@ def _snapshot(tree: Tree, inode: Inode, caller: Caller) -> list[bytes]:
                 for name in names_in(beside.descriptor)
                 if (name if key is None else key(name)) not in held
             ]
-    return names
+    return _sayable(names)
 
 
 def read_again(tree: Tree, listing: Listing) -> None:
@@ -166,7 +172,7 @@ def _merged_names(tree: Tree, place: Place, caller: Caller) -> list[bytes]:
     for number, part in enumerate(place.parts):
         if number and not guard_of(part.fd).grants(caller, 4):
             continue
-        for name in sorted(_part_names(tree, part)):
+        for name in sorted(_sayable(_part_names(tree, part))):
             groups.setdefault(name if key is None else key(name), {})[name] = None
     names: list[bytes] = []
     for group in groups.values():
