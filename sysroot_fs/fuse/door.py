@@ -356,6 +356,9 @@ class Door(pyfuse3.Operations):
         handed_on = False
         try:
             for name, entry, offset in listing.read(self.tree, self._listings[fh], start_id):
+                if entry is None:
+                    # The binding has no entry without attributes.
+                    continue
                 counted = name not in (b".", b"..")
                 if not pyfuse3.readdir_reply(token, name, self._entry(entry), offset):
                     if counted:

@@ -188,12 +188,13 @@ def _merged_names(tree: Tree, place: Place, caller: Caller) -> list[bytes]:
     return names
 
 
-def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entry, int]]:
-    """(name, entry, offset behind it) from offset *start* on.
+def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entry | None, int]]:
+    """(name, entry, offset behind it) from offset *start* on; None for what cannot be looked at.
 
-    Offset zero (also rewinddir) reads the directory anew. Each entry carries one lookup for the
-    kernel, `.` and `..` excepted, which the kernel does not count: an entry that could not be
-    handed on must be given back with `Inodes.forget`.
+    Whoever asks for such a one by its name meets the error. Offset zero (also rewinddir) reads the
+    directory anew. Each entry carries one lookup for the kernel, `.` and `..` excepted, which the
+    kernel does not count: an entry that could not be handed on must be given back with
+    `Inodes.forget`.
     """
     inode = listing.inode
     if listing.names is None or (start == 0 and not listing.shared):
@@ -209,9 +210,10 @@ def read(tree: Tree, listing: Listing, start: int) -> Iterator[tuple[bytes, Entr
         try:
             found = tree.walk.step(place, name, listing.caller)
         except OSError as failure:
-            if failure.errno in (errno.EACCES, errno.ESTALE):
+            if failure.errno == errno.ESTALE:
                 continue
-            raise
+            found = None
         if isinstance(found, Absent):
             continue
-        yield name, tree.adopt(inode, name, found), offsets[number] + _DOT_COUNT + 1
+        entry = None if found is None else tree.adopt(inode, name, found)
+        yield name, entry, offsets[number] + _DOT_COUNT + 1

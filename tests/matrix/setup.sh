@@ -13,6 +13,7 @@ packages=(
     fuse3 libfuse3-dev pkg-config gcc libc6-dev     # the mount, and building pyfuse3
     attr acl strace groff-base                                 # looking at it from outside
     zfs-fuse exfat-fuse exfatprogs ntfs-3g          # volumes that fold case
+    e2fsprogs                                       # one that is damaged
     make binutils dpkg-dev patch bzip2 xz-utils linux-libc-dev  # building the guest root
     tcl                                             # building sqlite for the guest programs
     perl libacl1-dev libattr1-dev libcap-dev        # building and running coreutils' own tests

@@ -192,6 +192,7 @@ ENTRY_OUT: Final = Struct("=QQQQII" + _ATTR)
 # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec attr
 ATTR_OUT: Final = Struct("=QII" + _ATTR)  # attr_valid attr_valid_nsec dummy attr
 OPEN_OUT: Final = Struct("=QIi")  # fh open_flags backing_id
+UNKNOWN_INO: Final = 0xFFFFFFFF  # of an entry that has no inode number to tell
 DIRENT: Final = Struct("=QQII")  # ino off namelen type; the name, to a multiple of 8 bytes
 
 BATCH_FORGET_IN: Final = Struct("=II")  # count dummy

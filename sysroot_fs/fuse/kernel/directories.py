@@ -19,6 +19,7 @@ from sysroot_fs.tree.listing import Listing
 from sysroot_fs.tree.served import Served
 
 _DIRENT_HEAD: Final = abi.DIRENT.size
+_NO_ENTRY: Final = bytes(abi.ENTRY_OUT.size)
 
 
 @define(slots=True, eq=False)
@@ -75,19 +76,20 @@ class Directories:
         head = _DIRENT_HEAD + (abi.ENTRY_OUT.size if with_entries else 0)
         try:
             for name, entry, offset in listing.read(self.tree, opened, start):
-                number = entry.inode.id
-                counted = name not in (b".", b"..")
+                number, kind = abi.UNKNOWN_INO, 0
+                if entry is not None:
+                    number, kind = entry.inode.id, stat_module.S_IFMT(entry.stat.mode) >> 12
+                # Of the dots the kernel takes no more than the number.
+                counted = entry is not None and name not in (b".", b"..")
                 length = head + len(name)
                 if len(piece) + length + 7 & ~7 > size:
                     if counted:
                         inodes.forget(number, 1)
                     break
                 if with_entries:
-                    # Of the dots the kernel takes no more than the number.
-                    piece += self.replies.entry(entry) if counted else bytes(abi.ENTRY_OUT.size)
+                    piece += self.replies.entry(entry) if entry and counted else _NO_ENTRY
                 elif counted:
                     inodes.forget(number, 1)
-                kind = stat_module.S_IFMT(entry.stat.mode) >> 12
                 piece += abi.DIRENT.pack(number, offset, len(name), kind)
                 piece += name
                 piece += bytes(-length % 8)
