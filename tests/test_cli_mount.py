@@ -372,6 +372,27 @@ def test_mountpoint_dead(place: Place) -> None:
     place.mount().assert_sentence("dead mount", f"fusermount3 -u {place.mountpoint}")
 
 
+@pytest.mark.parametrize("door", ["kernel", "pyfuse3"])
+def test_too_few_descriptors(place: Place, door: str) -> None:
+    """Whatever cannot be opened for lack of descriptors: one sentence and no mount, or a mount."""
+    (host := place.top / "host").mkdir()
+    statuses = set()
+    for limit in range(12, 26):
+        before = ("prlimit", f"--nofile={limit}:{limit}")
+        result = run(
+            "mount", place.sysroot, place.mountpoint, "-o", f"host={host},door={door}",
+            before=before,
+        )  # fmt: skip
+        statuses.add(result.status)
+        if result.status == 0:
+            linux.umount(os.fsencode(place.mountpoint), lazy=True)
+        else:
+            result.assert_sentence()
+            assert not is_mounted(place.mountpoint), limit
+        assert place.ended(), limit
+    assert statuses == {0, 1}
+
+
 def test_host_missing(place: Place) -> None:
     """A host tree that is not there."""
     place.mount("--host", "/nonexistent").assert_sentence("host /nonexistent does not exist")

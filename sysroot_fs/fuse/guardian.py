@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from sidecar import linux, processes
+from sysroot_fs.fuse import submounts
 from sysroot_fs.null import to_null
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,19 @@ def guarded(mount: bytes | None) -> Iterator[None]:
             # Somebody may wait for all children of this process.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(guardian, 0)
+
+
+@contextlib.contextmanager
+def guarded_at(mountpoint: bytes | None) -> Iterator[None]:
+    """The same for the server of what is mounted at *mountpoint*, a path without links."""
+    mount = None
+    try:
+        mount = None if mountpoint is None else submounts.device_at(mountpoint)
+    except OSError as error:
+        # Too many open files.
+        log.warning("nobody watches this server: %s", error)
+    with guarded(mount):
+        yield
 
 
 def _start(mount: bytes) -> int | None:

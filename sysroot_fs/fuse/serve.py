@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 import pyfuse3
 import trio
 
-from sysroot_fs.fuse import submounts
 from sysroot_fs.fuse.door import Door
-from sysroot_fs.fuse.guardian import guarded
+from sysroot_fs.fuse.guardian import guarded_at
 from sysroot_fs.fuse.options import FileOptions, MountOptions
 from sysroot_fs.fuse.settled import settle
 from sysroot_fs.fuse.signals import Signals, held_back
@@ -74,7 +73,7 @@ def serve(
         door = Door(tree, ready, real, file_options.awake)
         with _device_closed_first() if "auto_unmount" in words else contextlib.nullcontext():
             pyfuse3.init(door, os.fsdecode(mountpoint), words)
-        with guarded(None if real is None else submounts.device_at(real)):
+        with guarded_at(real):
             signals = Signals(signal_fd, pyfuse3.terminate, lambda: door.counts)
             clean = False
             try:

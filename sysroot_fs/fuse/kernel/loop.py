@@ -257,6 +257,8 @@ class Loop:
                             continue
                         raise
                     self._attend_to(request, memoryview(buffer)[:length])
+                    if self._stopped:
+                        return False
                     if request.opcode not in _COLLECTED:
                         continue
             if rings.running:
@@ -271,6 +273,12 @@ class Loop:
         answer = self._handled(request)
         if answer is not None:
             self._reply(unique, *answer)
+            code, _ = answer
+            if code and opcode == Opcode.INIT and not self.door.negotiated:
+                # The kernel asks for nothing more, and has every call fail.
+                self._stopped = True
+                if code != errno.EPROTO:
+                    raise OSError(code, os.strerror(code))
         self._rings.tell()
 
     def _handling(self) -> Handled:

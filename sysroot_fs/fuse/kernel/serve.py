@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from typing import Final
 
-from sysroot_fs.fuse import submounts
-from sysroot_fs.fuse.guardian import guarded
+from sysroot_fs.fuse.guardian import guarded_at
 from sysroot_fs.fuse.kernel.door import Door
 from sysroot_fs.fuse.kernel.loop import Loop
 from sysroot_fs.fuse.kernel.mounting import Mounted
@@ -43,9 +43,15 @@ def serve(
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
         else:
             mounted = Mounted.at(mountpoint, options)
-        with guarded(None if real is None else submounts.device_at(real)):
+        with guarded_at(real), contextlib.ExitStack() as end:
+            end.callback(tree.close)
+            end.callback(mounted.close)
+            # Also what cannot be served after all.
+            end.callback(mounted.unmount)
             door = Door(tree, mounted.device, ready, real, options=file_options)
             loop = Loop(door, debug)
+            end.callback(loop.close)
+            end.callback(mounted.unmount)
             leaving = threading.Thread(target=_leave, args=(mounted, loop), name="unmount")
             signals = Signals(signal_fd, leaving.start, door.counted)
             loop.beside[signal_fd] = signals.take
@@ -54,10 +60,6 @@ def serve(
             finally:
                 if leaving.ident is not None:
                     leaving.join()
-                mounted.unmount()
-                loop.close()
-                mounted.close()
-                tree.close()
         signals.check_served(door.negotiated)
 
 
