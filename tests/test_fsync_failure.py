@@ -26,3 +26,13 @@ def test_a_failed_fsync_does_not_keep_the_file_open(mounted: Mounter, workplace:
     # The kernel says without waiting that a file is closed; an answer later it has been heard.
     os.listdir(mount.point)
     assert len(list(fds.iterdir())) <= before + 1
+
+
+def test_without_a_thread_it_is_done_all_the_same(mounted: Mounter) -> None:
+    """Too many processes are no reason to say that what was written is lost."""
+    mount = mounted(module="tests.no_sync_threads")
+    with open(mount.point / "file", "wb") as file:
+        file.write(b"content")
+        file.flush()
+        assert code_of(os.fsync, file.fileno()) == 0
+    assert (mount.sysroot / "file").read_bytes() == b"content"

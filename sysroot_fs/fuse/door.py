@@ -83,6 +83,14 @@ def _sync(handle: Handle, data_only: bool) -> OSError | None:
     return None
 
 
+async def _sync_beside(handle: Handle, data_only: bool) -> OSError | None:
+    try:
+        return await trio.to_thread.run_sync(_sync, handle, data_only)
+    except RuntimeError:
+        # No thread can be had. What is stored must not be told to be lost: all wait for it.
+        return _sync(handle, data_only)
+
+
 def _caller(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
@@ -338,7 +346,7 @@ class Door(pyfuse3.Operations):
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
-        failure = await trio.to_thread.run_sync(_sync, self._handles[fh], datasync)
+        failure = await _sync_beside(self._handles[fh], datasync)
         if failure is not None:
             raise failure
 

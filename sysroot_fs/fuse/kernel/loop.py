@@ -384,12 +384,15 @@ class Loop:
     def _sync(self, request: Request) -> None:
         try:
             work = self.door.files.syncing(request)
-            self._syncs[request.unique] = request.caller.pid
-            self._threads().submit(partial(self._answer, request.unique, work))
         except Exception as failure:
-            # Also where no thread can be had: that fails one fsync, and not the mount.
-            self._syncs.pop(request.unique, None)
             self._reply_late(request.unique, _code(Opcode.FSYNC, failure))
+            return
+        self._syncs[request.unique] = request.caller.pid
+        try:
+            self._threads().submit(partial(self._answer, request.unique, work))
+        except Exception:
+            # No thread can be had. What is stored must not be told to be lost: all wait for it.
+            self._answer(request.unique, work)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -427,6 +430,8 @@ class Loop:
                 self._reply_late(unique, _code(Opcode.SETLKW, failure) if failure else 0)
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
+        if unique not in self._syncs:
+            return
         code = 0
         try:
             work()

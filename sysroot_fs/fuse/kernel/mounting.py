@@ -12,7 +12,7 @@ import os
 import select
 from typing import TYPE_CHECKING, Final, Self
 
-from attrs import define
+from attrs import define, field
 
 from sidecar import linux
 from sysroot_fs.fuse.options import MountOptions
@@ -38,6 +38,8 @@ class Mounted:
     mountpoint: bytes | None = None
     by_helper: bool = False
     keeper: socket.socket | None = None
+    _refusal: Exception | None = field(default=None, init=False)
+    """Why it could not be unmounted."""
 
     @classmethod
     def at(cls, mountpoint: bytes, options: MountOptions) -> Self:
@@ -60,23 +62,32 @@ class Mounted:
         return not poll.poll(0)
 
     def unmount(self) -> None:
-        """Take it out of the tree; its users keep what they have until the device is closed."""
-        mountpoint, self.mountpoint = self.mountpoint, None
-        if mountpoint is None or not self.is_there():
+        """Take it out of the tree; its users keep what they have until the device is closed.
+
+        Where fusermount3 cannot be started, for there are too many processes, this can be called
+        again when there are fewer.
+        """
+        if self.mountpoint is None or not self.is_there():
             return
+        self._refusal = None
         try:
             if self.by_helper:
-                _unmount_by_fusermount(mountpoint)
+                _unmount_by_fusermount(self.mountpoint)
             else:
-                linux.umount(mountpoint, lazy=True)
+                linux.umount(self.mountpoint, lazy=True)
+        except BlockingIOError as shortage:
+            self._refusal = shortage
+            return
         except (OSError, RuntimeError) as failure:
             # EINVAL: somebody else was quicker, and the mount has users left.
             gone = isinstance(failure, OSError) and failure.errno == errno.EINVAL
-            if not gone and self.is_there():
-                log.error("unmounting failed: %s", failure)
+            self._refusal = None if gone else failure
+        self.mountpoint = None
 
     def close(self) -> None:
         """Let go of it: a mount that is still there answers ENOTCONN from now on."""
+        if self._refusal is not None and self.is_there():
+            log.error("unmounting failed: %s", self._refusal)
         os.close(self.device)
         if self.keeper is not None:
             self.keeper.close()

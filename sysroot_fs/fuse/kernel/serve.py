@@ -43,11 +43,12 @@ def serve(
             mounted = Mounted(int(mountpoint.removeprefix(_GIVEN)))
         else:
             mounted = Mounted.at(mountpoint, options)
-        with guarded_at(real), contextlib.ExitStack() as end:
+        with contextlib.ExitStack() as end:
             end.callback(tree.close)
             end.callback(mounted.close)
-            # Also what cannot be served after all.
+            # Also what cannot be served after all, and once more with a process less.
             end.callback(mounted.unmount)
+            end.enter_context(guarded_at(real))
             door = Door(tree, mounted.device, ready, real, options=file_options)
             loop = Loop(door, debug)
             end.callback(loop.close)
