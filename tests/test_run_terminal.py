@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,71 @@ def test_a_job_in_the_background_leaves_the_terminal_alone(full: Guest) -> None:
         wait_until(user.is_raw)
         user.send(b"Bo\n")
         user.read_until(b"hello, Bo")
+
+
+# --- before the program has started ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held_start(guest: Guest) -> Iterator[tuple[Terminal, Callable[[], None]]]:
+    """A run that waits for the guest's /etc/passwd, now a fifo, and what lets it start."""
+    passwd = guest.sysroot / "etc/passwd"
+    before = passwd.read_bytes()
+    passwd.unlink()
+    os.mkfifo(passwd)
+
+    def starting() -> list[int]:
+        """The program to be, a child of the second of the runner's."""
+        _, *monitor = children(user.pid)
+        return [program for pid in monitor for program in children(pid)]
+
+    def let_go() -> None:
+        (program,) = starting()
+        # A fifo has its two ends in one mount: the guest's. This waits until somebody reads.
+        with open(f"/proc/{program}/root/etc/passwd", "wb"):
+            pass
+
+    try:
+        with at_terminal(guest, "echo", "it runs", options=["--user", "1000"]) as user:
+            wait_until(user.is_raw)
+            wait_until(lambda: any(map(_has_the_terminal, starting())))
+            yield user, let_go
+    finally:
+        passwd.unlink()
+        passwd.write_bytes(before)
+
+
+def _has_the_terminal(pid: int) -> bool:
+    """Whether a process leads the foreground group of its terminal."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[5]) == pid
+
+
+def test_suspended_before_the_program_has_started(full: Guest) -> None:
+    """^Z while it is being looked for stops it when it starts, and it can go on."""
+    with held_start(full) as (user, let_go):
+        user.send(SUSPEND)
+        user.read_until(b"^Z")
+        let_go()
+        user.read_until(b"it runs")
+        assert user.wait() == 0
+
+
+def test_interrupted_before_the_program_has_started(full: Guest) -> None:
+    """^C while it is being looked for ends it when it starts, and nothing is said."""
+    with held_start(full) as (user, let_go):
+        user.send(INTERRUPT)
+        user.read_until(b"^C")
+        let_go()
+        assert user.wait() == 128 + signal.SIGINT
+        assert user.screen() == ["^C"]
+
+
+def test_hung_up_before_the_program_has_started(full: Guest) -> None:
+    """The end of the terminal is the end of a run that has not started."""
+    with held_start(full) as (user, _):
+        user.hang_up()
+        assert user.wait() == 128 + signal.SIGHUP
 
 
 # --- the terminal afterwards --------------------------------------------------------------------

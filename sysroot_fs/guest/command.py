@@ -100,6 +100,9 @@ def start(command: Command, mask: Iterable[int]) -> NoReturn:
     program.check(path, environment)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # One that waits ends this process, as it would end the program.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for fd in command.closed:
         with contextlib.suppress(OSError):
             os.close(fd)

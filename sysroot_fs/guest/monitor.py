@@ -195,7 +195,7 @@ class Monitor:
             with contextlib.suppress(OSError):  # the child does it too; the first one counts
                 os.setpgid(program, program)
         with open(reader, "rb") as pipe:
-            early = self._await(reader)
+            early = self._await(reader, program)
             # With execve the pipe is closed before the program can do anything: whoever has seen
             # it do something, and sent a signal then, has that passed on.
             said = pipe.read() if _is_readable(reader) else None
@@ -213,20 +213,46 @@ class Monitor:
                 self._obey(early, program)
         return program
 
-    def _await(self, reader: int) -> Message | None:
+    def _await(self, reader: int, program: int) -> Message | None:
         """Until the program has said how it starts, or a signal or the runner's end comes first.
 
-        The guest may have it wait for ever (an /etc/passwd that is a fifo). The value is what the
-        runner has said of a signal that ends what has not started.
+        The guest may have it wait for ever (an /etc/passwd that is a fifo), or a ^Z that came
+        before it had started. The value is what the runner has said of a signal that ends what has
+        not started, or the terminal's end as one.
         """
+        signals, runner = self._signals(), self.runner.fileno()
         while True:
-            ready, _, _ = select.select([reader, self.runner.fileno()], [], [])
+            ready, _, _ = select.select([reader, runner, signals], [], [])
             if reader in ready:
+                os.close(signals)
                 return None
-            message = self.runner.receive()
-            # Blocked signals come even if they are ignored, as by nohup(1).
-            if message is None or signal.getsignal(message.number) is not signal.SIG_IGN:
-                return message
+            if signals in ready:
+                if signal.SIGHUP in processes.read_signals(signals):
+                    message: Message | None = Message(Kind.SIGNAL, signal.SIGHUP)
+                    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                        break
+                    _signal_group(program)
+                # Its end is left to be told later.
+                stop = os.waitid(os.P_PID, program, os.WSTOPPED | os.WNOHANG)
+                if stop is not None:
+                    self._tell(Message(Kind.STOPPED, stop.si_status))
+            if runner in ready:
+                message = self.runner.receive()
+                if message is not None and message.kind is Kind.CONTINUE:
+                    self._obey(message, program)
+                # Blocked signals come even if they are ignored, as by nohup(1).
+                elif message is None or signal.getsignal(message.number) is not signal.SIG_IGN:
+                    break
+        os.close(signals)
+        return message
+
+    def _signals(self) -> int:
+        """A descriptor that tells of children, and of the terminal's end."""
+        wanted = [signal.SIGCHLD]
+        if self._slave is not None:
+            # The runner has hung up. The kernel tells the leader of the session alone.
+            wanted.append(signal.SIGHUP)
+        return processes.signal_descriptor(wanted)
 
     def _let_go(self) -> None:
         """From here on nobody but the program holds what the caller has given."""
@@ -259,13 +285,12 @@ class Monitor:
     def _wait(self, program: int) -> None:
         """Until the program has ended or the runner is gone."""
         events = select.poll()
-        wanted = [signal.SIGCHLD]
-        if self._slave is not None:
-            # The runner has hung up. The kernel tells the leader of the session alone.
-            wanted.append(signal.SIGHUP)
-        signals = processes.signal_descriptor(wanted)
+        signals = self._signals()
         events.register(signals, select.POLLIN)
         events.register(self.runner, select.POLLIN)
+        # It may have ended before anybody waited.
+        if self._has_ended(program):
+            return
         while True:
             ready = [fd for fd, _ in events.poll()]
             if signals in ready:
