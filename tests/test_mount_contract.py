@@ -442,6 +442,26 @@ def test_the_mountpoint_met_again_is_empty(mounted: Mounter) -> None:
     assert (mount.point / "etc/passwd").read_bytes() == Path("/etc/passwd").read_bytes()
 
 
+def test_the_sysroot_has_a_directory_where_the_mount_is(mounted: Mounter, workplace: Path) -> None:
+    """What is absent below it is looked for on the host, which shows the mount: nobody waits."""
+    sysroot = workplace / "guest"
+    (sysroot / "point-0").mkdir(parents=True)
+    mount = mounted(host=workplace, sysroot=sysroot)
+    again = mount.point / mount.point.name
+
+    def look() -> list[int]:
+        # Otherwise the kernel knows its attributes, and asks nobody.
+        os.listdir(mount.point)
+        return [
+            code_of(os.stat, again / "x"),
+            code_of(os.stat, again / "x" / "y"),
+            code_of(os.mkdir, again / "x"),
+        ]
+
+    assert in_child(look) == [errno.ENOENT, errno.ENOENT, 0]
+    assert (sysroot / "point-0" / "x").is_dir()
+
+
 def test_two_mounts_that_see_each_other(mounted: Mounter) -> None:
     """Each shows the other's mountpoint as an empty directory; clients of both never wait."""
     one, two = mounted(host=Path("/")), mounted(host=Path("/"))

@@ -233,7 +233,6 @@ def _leads_elsewhere(above: Twin, name: bytes, found: Twin | None) -> bool:
     """Whether the host has a link as *name*: behind it are directories that are not watched."""
     if found is not None:
         return found.parent is not above
-    try:
-        return stat_module.S_ISLNK(os.lstat(name, dir_fd=above.descriptor.fd).st_mode)
-    except FileNotFoundError:
-        return False
+    # Not by lstat(2): what is there may be this very mount, which would wait for itself.
+    there = look.find(above.descriptor.fd, name)
+    return there is not None and stat_module.S_ISLNK(there[0].mode)
