@@ -24,8 +24,9 @@ Flush = Callable[[int, int, int, Callable[[], None]], bool]
 """Have the kernel hand over what it keeps of an inode, from an offset for so many bytes, and then
 call; from any thread. False where that cannot be had."""
 
-AnswerLate = Callable[[int, int, bytes], None]
-"""Answer a request that was kept: its number, an errno or zero, the body. From any thread."""
+AnswerLate = Callable[[int, Callable[[], bytes]], None]
+"""Answer the request of a number with what is computed then, or later still (`Later`); from any
+thread."""
 
 
 class _Found(NamedTuple):
@@ -73,30 +74,20 @@ class Holes:
     flush: Flush | None = None
     answer: AnswerLate | None = None
 
-    def sought(self, unique: int, handle: Handle, offset: int, whence: int) -> bytes:
-        """The answer to the request *unique*; `Later` where it comes later. Raises ENXIO."""
+    def sought(
+        self, unique: int, handle: Handle, offset: int, whence: int, known: int | None = None
+    ) -> bytes:
+        """The answer to the request *unique*; `Later` where it comes later. Raises ENXIO.
+
+        Of the hole that begins at *known* the kernel keeps nothing any more.
+        """
         fd = handle.descriptor.fd
         found = _look(fd, offset, whence)
-        if not found.length or self.flush is None:
+        if self.flush is None or self.answer is None or not found.length or found.start == known:
             return _packed(found)
-        again = partial(self._again, unique, handle, offset, whence, found)
-        if self.flush(handle.inode.id, found.start, found.length, again):
+        again = partial(self.sought, unique, handle, offset, whence, found.start)
+        then = partial(self.answer, unique, again)
+        if self.flush(handle.inode.id, found.start, found.length, then):
             raise Later
         # All of the file is data then, which is always true enough.
         return abi.LSEEK_OUT.pack(offset if whence == os.SEEK_DATA else os.fstat(fd).st_size)
-
-    def _again(self, unique: int, handle: Handle, offset: int, whence: int, before: _Found) -> None:
-        """The kernel keeps nothing more of the hole that was found *before*."""
-        assert self.answer is not None and self.flush is not None
-        try:
-            found = _look(handle.descriptor.fd, offset, whence)
-            if whence == os.SEEK_HOLE and found.length and found.start != before.start:
-                # Another one.
-                again = partial(self._again, unique, handle, offset, whence, found)
-                if self.flush(handle.inode.id, found.start, found.length, again):
-                    return
-            body = _packed(found)
-        except OSError as failure:
-            self.answer(unique, failure.errno or errno.EIO, b"")
-        else:
-            self.answer(unique, 0, body)

@@ -114,7 +114,7 @@ class Loop:
         self.door.changed = self._notices.changed
         self.door.watching = self._watch
         holes = self.door.files.holes
-        holes.flush, holes.answer = self._flush, self._reply_late
+        holes.flush, holes.answer = self._flush, self._answer_sought
 
     def _watch(self, fd: int) -> None:
         """Have the changes behind the mount taken note of between requests."""
@@ -362,6 +362,17 @@ class Loop:
         """Answer a request that was kept. From any thread."""
         if not self._rings.answer(unique, (code, reply)):
             self._reply(unique, code, reply)
+
+    def _answer_sought(self, unique: int, work: Callable[[], bytes]) -> None:
+        """Answer an LSEEK that was kept, unless it is kept once more."""
+        code, reply = 0, b""
+        try:
+            reply = work()
+        except Later:
+            return
+        except Exception as failure:
+            code = _code(Opcode.LSEEK, failure)
+        self._reply_late(unique, code, reply)
 
     def _flush(self, inode: int, start: int, length: int, then: Callable[[], None]) -> bool:
         """As `Notices.flush`; not with rings, which give a request back when it is answered."""
