@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ import attrs
 
 from tests.matrix import guests, volumes
 from tests.matrix.volume_tools import VolumeError
+from tests.waiting import comes
 
 _LOADER: Final = "/" + guests.LOADER
 _PATIENCE: Final = 10.0
@@ -312,7 +313,7 @@ def _unmount(mount: Path) -> None:
     done = subprocess.run(["fusermount3", "-u", str(mount)], check=False)
     if done.returncode:
         subprocess.run(["umount", "-l", str(mount)], check=False)
-    _wait_until(lambda: not _servers(mount))
+    comes(lambda: not _servers(mount), _PATIENCE)
 
 
 def _is_mounted(mount: Path) -> bool:
@@ -335,12 +336,6 @@ def _processes(word: str, verb: bytes) -> list[int]:
             if verb in words and os.fsencode(word) in words:
                 found.append(int(process.name))
     return found
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
 
 
 def _require() -> None:
